@@ -148,7 +148,12 @@ def check_settings(values: dict[str, Any]) -> None:
     if settings.plan in planning.CHOSEN:  # once the models are known
         settings = dataclasses.replace(settings, plan="")
     settings_checks.check_settings(
-        values["job"], settings, pretrained, algorithm(values["algorithm"]), devices
+        values["job"],
+        settings,
+        pretrained,
+        algorithm(values["algorithm"]),
+        devices,
+        values["lora"]["rank"],
     )
 
 

@@ -1,8 +1,8 @@
 """Clocks: which version of the params samples what, as pure functions of the run.
 
 `Clock` is the clock of rounds, `live` says which of its sampled groups a round keeps, and `choice`
-which groups it is trained on. `Stream` is the clock of in-flight updates, where a round has tokens
-of several versions.
+which groups it is trained on. `Stream` is the clock of rows that are admitted one by one: in flight,
+where a round has tokens of several versions, and pinned, where a row keeps the version of its round.
 """
 
 from rlhf_jax.clock.exact import BufferDraw as BufferDraw

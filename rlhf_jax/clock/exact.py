@@ -54,6 +54,7 @@ class Clock:
     staged: Staged = "none"
     buffer_rounds: int = 0  # H; 0: no buffer, a round is trained on its own samples
     buffer_draw: BufferDraw = "uniform"
+    pinned: bool = False  # rows are admitted one by one, and keep the version of their round
 
     def __post_init__(self) -> None:
         for name in ("num_rounds", "num_minibatches", "num_epochs", "sync_every"):
@@ -73,6 +74,8 @@ class Clock:
                 "a version schedule gives every round one version, and in-flight updates give it "
                 "several; accepted: one of them"
             )
+        if self.pinned:
+            self._check_pinned()
         if self.sync_every > 1:
             self._check_alone("sync_every", self.sync_every, "chooses the versions itself", "1")
         if self.staged != "none":
@@ -86,6 +89,7 @@ class Clock:
         beside = {
             "clock=bounded": self.bounded,
             "weights=inflight": self.inflight,
+            "weights=pinned": self.pinned,
             "version_schedule": bool(self.version_schedule),
         }
         for given, is_given in beside.items():
@@ -93,6 +97,18 @@ class Clock:
                 raise Refusal(
                     f"{name} is {value!r} beside {given}, which {why}; accepted: {accepted}, or a run "
                     f"without {given}"
+                )
+
+    def _check_pinned(self) -> None:
+        for name, is_given in (
+            ("clock=bounded", self.bounded),
+            ("version_schedule", bool(self.version_schedule)),
+            ("weights=inflight", self.inflight),
+        ):
+            if is_given:
+                raise Refusal(
+                    f"weights=pinned beside {name}: pinned rows have the version of the exact lag; "
+                    f"accepted: one of them"
                 )
 
     def _check_staged(self) -> None:
@@ -142,6 +158,11 @@ class Clock:
     def num_updates(self) -> int:
         """Updates of the whole run."""
         return self.num_rounds * self.updates_per_round
+
+    @property
+    def streams(self) -> bool:
+        """True where rows are admitted one by one, by `Stream`."""
+        return self.inflight or self.pinned
 
     @property
     def composes(self) -> bool:
@@ -215,7 +236,12 @@ class Clock:
 
         The synchronous loop samples a round when its version is published, and needs that one
         alone. With in-flight updates the trainer may be lag + 1 rounds ahead of the version in use.
+        A pinned pool draws with the last lag + 1 versions side by side, beside the new one or, in
+        threads, beside the lag + 1 that the trainer may be ahead.
         """
+        if self.pinned:
+            ahead = self.lag + 1 if asynchronous else 1
+            return min(self.lag + 1 + ahead, self.num_rounds)
         if not asynchronous:
             return 1
         if self.inflight:
@@ -248,7 +274,7 @@ class Clock:
     def issued_at(self, round_index: int) -> list[int]:
         """Rounds to sample once version round_index * u is published, before that round is trained.
         Raises Refusal in bounded mode, where that depends on who is slow, and with in-flight
-        updates, where rows are admitted one by one.
+        updates or pinned rows, which are admitted one by one.
         """
         if self.bounded:
             raise Refusal(
@@ -256,6 +282,8 @@ class Clock:
             )
         if self.inflight:
             raise Refusal("with in-flight updates a round has several versions: see `Stream`")
+        if self.pinned:
+            raise Refusal("pinned rows are admitted one by one: see `Stream`")
         version = round_index * self.updates_per_round
         return [r for r in range(round_index, self.num_rounds) if self.version(r) == version]
 
@@ -264,9 +292,9 @@ class Clock:
         A checkpoint taken there must save their samples.
 
         Empty in bounded mode: a resumed run samples them again, with versions that the bound
-        allows. Empty with in-flight updates: the checkpoint has the stream's rows.
+        allows. Empty with in-flight updates and pinned rows: the checkpoint has the stream's rows.
         """
-        if self.bounded or self.inflight:
+        if self.bounded or self.streams:
             return []
         begin = self.window(round_index).start
         return [r for r in range(begin, self.num_rounds) if self._is_sampled(r, round_index)]

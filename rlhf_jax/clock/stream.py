@@ -1,5 +1,5 @@
-"""The clock of in-flight updates: the version of every token, where rows that are being written get
-new weights.
+"""The clock of rows that are admitted one by one: the version of every token, where running rows
+get new weights (in flight) and where they keep theirs (pinned).
 """
 
 import math
@@ -49,11 +49,13 @@ class Boundary:
 
     Attributes:
       index: k.
-      version: V_k, of every token drawn in the segment, first tokens included.
+      version: V_k, the newest version in the segment. In flight it draws every token, first tokens
+        included.
       rebuilds: the keys and values of all live rows are computed again under this version.
       rows: admitted, in stream order, into `slots`.
       row_of_slot: the row in each slot during the segment; -1: none. No row at all: time passes
         until the next round is trained, and nothing is drawn.
+      version_of_slot: the version that draws the row in each slot; V_k where there is no row.
     """
 
     index: int
@@ -62,6 +64,7 @@ class Boundary:
     rows: tuple[int, ...]
     slots: tuple[int, ...]
     row_of_slot: tuple[int, ...]
+    version_of_slot: tuple[int, ...]
 
     @property
     def is_idle(self) -> bool:
@@ -71,7 +74,7 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Stream:
-    """The clock of in-flight updates: a pure state machine of the rows that have ended.
+    """The clock of a stream of rows: a pure state machine of the rows that have ended.
 
     Row i is of round i // B. `num_slots` rows are written at once, in segments of D =
     `segment_steps` decode steps. Time counts decode steps. Boundary k is at s_k = k * D, also where
@@ -80,14 +83,22 @@ class Stream:
         E_r     = s_k of the boundary at which the last row of round r is harvested (not monotone)
         F_r     = max(E_r, F_{r-1}) + tau, F_{-1} = 0: the virtual end of round r's training
         T(s)    = number of rounds with F_r <= s: those that are trained by then
-        V_k     = u * T(s_k): the version of every token that is drawn in segment k
+        V_k     = u * T(s_k): the newest version in segment k
+        v(i, k) = V_k in flight, u * max(0, r - lag) pinned: the version of the tokens that row i of
+                  round r draws in segment k
         admit   at boundary k in stream order rows of rounds <= T(s_k) + lag, lowest free slot first
         order   harvest, settle F, V_k (wait for it), rebuild if due, admit, segment
         idle    no live row and none to admit: time goes to the first boundary >= the next F_r
 
-    E_r is settled in order of r: a later round may end first. The age of a token in update j of
-    round r is between j and u * min(r, lag) + j, and versions never fall along a row. lag 0 is the
-    synchronous loop: all of round r has version u * r.
+    E_r is settled in order of r: a later round may end first. In flight the age of a token in
+    update j of round r is between j and u * min(r, lag) + j, and versions never fall along a row.
+    lag 0 is the synchronous loop: all of round r has version u * r.
+
+    Pinned (`clock.pinned`) a row is drawn by one version, the exact lag of `Clock`, whatever S, D
+    and tau are: these change when a row is drawn, and not by what. Rows of rounds T ... T + lag may
+    run in one segment. So at most lag + 1 versions draw side by side, the last of V_k / u - lag ...
+    V_k / u that exist. A version is needed from the boundary on where T first reaches it, also
+    where T passes it there. `rebuild_every` has to be 0: keys never get old.
 
     Exact, bounded and replay are this recurrence with three sources of F. Exact: `tau`. Bounded:
     T is the number of rounds whose final version is published when boundary k is reached, and F_r
@@ -119,6 +130,11 @@ class Stream:
             if getattr(self, name) < lowest:
                 raise Refusal(f"{name} is {getattr(self, name)}; accepted: {lowest} or more")
         recorded = self.trained_boundaries
+        if self.clock.pinned and self.rebuild_every:
+            raise Refusal(
+                f"rebuild_every is {self.rebuild_every} for pinned rows, whose keys and values never "
+                "get old; accepted: 0"
+            )
         if self.clock.version_schedule:
             raise Refusal("a stream has no version schedule; accepted: trained_boundaries")
         if recorded is None:
@@ -225,7 +241,7 @@ class Stream:
           state: after the harvest; not drained.
           rounds_trained: T of the boundary: `rounds_trained(state)`, in bounded mode that or more.
 
-        Raises RuntimeError for a live row whose next token would be older or newer than the bound
+        Raises RuntimeError for a live row whose round is trained already or not yet admissible
         and for a T that is too small, and Refusal where a replayed schedule never admits the next
         row.
         """
@@ -242,7 +258,7 @@ class Stream:
             slots[slot] = row
         version = rounds_trained * self.clock.updates_per_round
         for round_index in {row // self.rows_per_round for row in slots if row >= 0}:
-            self.clock.check_version(round_index, version, version)
+            self._check_open(round_index, rounds_trained)
         boundary = Boundary(
             state.boundary,
             version,
@@ -250,6 +266,7 @@ class Stream:
             rows,
             tuple(free[: len(rows)]),
             tuple(slots),
+            tuple(self._version_of(row, version) for row in slots),
         )
         trained = state.trained_at
         if self.clock.bounded:
@@ -264,6 +281,22 @@ class Stream:
         )
         index = self._after_idling(after) if boundary.is_idle else state.boundary + 1
         return boundary, replace(after, boundary=index)
+
+    def _version_of(self, row: int, version: int) -> int:
+        """The version that draws a row (-1: none) in a segment of V_k = `version`."""
+        pinned = row >= 0 and self.clock.pinned
+        return self.clock.version(row // self.rows_per_round) if pinned else version
+
+    def _check_open(self, round_index: int, rounds_trained: int) -> None:
+        """Raises RuntimeError unless rows of a round may be drawn where T rounds are trained."""
+        if not self.clock.pinned:
+            version = rounds_trained * self.clock.updates_per_round
+            self.clock.check_version(round_index, version, version)
+        elif not rounds_trained <= round_index <= rounds_trained + self.clock.lag:
+            raise RuntimeError(
+                f"round {round_index} is drawn where {rounds_trained} rounds are trained; the clock "
+                f"draws rounds {rounds_trained} to {rounds_trained + self.clock.lag} there"
+            )
 
     def _after_idling(self, state: StreamState) -> int:
         """The first boundary at which another round is trained."""

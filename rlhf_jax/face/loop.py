@@ -225,7 +225,7 @@ def _events(
     program.compile()
     states = program.init(reference)
     del fresh, params, reference  # the states are copies
-    if config.weights == "inflight":
+    if config.streams:
         yield from loops.looped(program, config, states, monitor)
     elif config.loop == "synchronous":
         yield from synchronous.run(program, states, 0, {}, monitor)

@@ -8,8 +8,9 @@ from flax import struct
 
 from rlhf_jax import sampling
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common.layout import whole_params
+from rlhf_jax.models.common.adapters import Versions, of_rows
 from rlhf_jax.slots.state import Slots
+from rlhf_jax.slots.versions import whole
 from rlhf_jax.types import Array, Params, Prompts
 
 
@@ -31,17 +32,33 @@ class Admission:
     prompt_S: Array  # int32, index of the row's prompt among the prefilled ones; -1: the slot stays
     ordinal_S: Array  # int32, index of the prompt in the prompt stream
     sample_index_S: Array  # int32, index of the row among the samples of its prompt
+    # int32, the place of the row's version among adapters side by side; all rows of a prompt have
+    # one. None: all rows have the params that are given.
+    version_S: Array | None = None
+
+    def version_of_prompts(self, num_prompts: int) -> Array | None:
+        """The version of each prompt `[P]`: that of its rows, 0 where it has none; None: as
+        `version_S`.
+        """
+        if self.version_S is None:
+            return None
+        is_mine_PS = self.prompt_S[None] == jnp.arange(num_prompts)[:, None]
+        return jnp.max(jnp.where(is_mine_PS, self.version_S[None], 0), axis=1)
 
 
-def prefill(params: Params, prompts: Prompts, *, model: Model) -> Prefilled:
+def prefill(
+    params: Params | Versions, prompts: Prompts, version_P: Array | None = None, *, model: Model
+) -> Prefilled:
     """Runs each prompt once.
 
     Args:
       params: of the policy, which will draw the first tokens.
       prompts: P prompts of Q positions, left-padded.
+      version_P: int32, of params of several versions the place of each prompt's.
       model: the policy.
     """
-    params = whole_params(model, params)
+    gathered, num_versions = whole(model, params)
+    params = of_rows(gathered, version_P, num_versions)
     logits_PV, cache = sampling.prefill(params, prompts, model, prompts.tokens_PQ.shape[1], 1)
     return Prefilled(
         keys=cache.keys,
@@ -86,7 +103,7 @@ def insert(
       eos_id: the token that ends a row, or several of them.
     """
     eos_ids = eos_id if isinstance(eos_id, tuple) else (eos_id,)
-    chosen_S = admission.prompt_S >= 0
+    chosen_S, version_S = admission.prompt_S >= 0, admission.version_S
     prompt_S = jnp.maximum(admission.prompt_S, 0)
     num_positions, prompt_columns = slots.num_positions, slots.prompt_columns
     uniform_SC = sampling.uniforms(
@@ -104,6 +121,9 @@ def insert(
         rows = chosen(prompts[prompt_S], old[:, :, :prompt_columns])
         return jax.lax.dynamic_update_slice(old, rows, (0, 0, 0, 0))
 
+    if version_S is not None:
+        assert slots.version_S is not None, "the slots hold no versions"
+        slots = dataclasses.replace(slots, version_S=chosen(version_S, slots.version_S))
     ring_SC = jnp.full_like(uniform_SC, -1, jnp.int32)
     position_SM = jnp.concatenate([prefilled.position_PQ[prompt_S], ring_SC], axis=1)
     ends_S = sampling.is_any(token_S, eos_ids) | (num_positions == 1)

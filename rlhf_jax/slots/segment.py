@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common.layout import whole_params
+from rlhf_jax.models.common.adapters import Versions, of_rows
 from rlhf_jax.sampling import is_any, sample_token
 from rlhf_jax.slots.state import Emitted, Slots
+from rlhf_jax.slots.versions import whole
 from rlhf_jax.types import Array, Params
 
 
 def segment(
-    params: Params,
+    params: Params | Versions,
     slots: Slots,
     *,
     model: Model,
@@ -25,7 +26,8 @@ def segment(
     """Decodes `num_steps` tokens in each slot, or until no slot is live.
 
     Args:
-      params: of the policy, which draw every token of the segment.
+      params: of the policy, which draw every token of the segment; of several versions each row
+        is drawn by its own.
       slots: are to be donated.
       model: the policy.
       temperature: as in `sampling.sample_token`.
@@ -35,7 +37,7 @@ def segment(
 
     Returns the slots after the steps, and what they drew.
     """
-    params = whole_params(model, params)
+    params, num_versions = whole(model, params)
     eos_ids = eos_id if isinstance(eos_id, tuple) else (eos_id,)
     num_slots = slots.token_S.shape[0]
     first_S = slots.fresh_S
@@ -59,7 +61,8 @@ def segment(
     def step(loop: tuple[Array, Slots, Emitted]) -> tuple[Array, Slots, Emitted]:
         row, slots, emitted = loop
         live_S = ~slots.done_S
-        slots, logprob_S = decode(params, slots, model, temperature, eos_ids)
+        of_slots = of_rows(params, slots.version_S, num_versions)
+        slots, logprob_S = decode(of_slots, slots, model, temperature, eos_ids)
         emitted = dataclasses.replace(
             emitted,
             tokens_TS=emitted.tokens_TS.at[row].set(jnp.where(live_S, slots.token_S, pad_id)),

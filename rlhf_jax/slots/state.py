@@ -32,6 +32,9 @@ class Slots:
     length_S: Array  # int32, tokens of the prompt
     done_S: Array  # bool
     uniform_SC: Array  # float32, the random number of each token
+    # int32, the place of the row's version among adapters side by side; None: all rows have the
+    # params that are given
+    version_S: Array | None = None
 
     @property
     def num_positions(self) -> int:
@@ -61,7 +64,13 @@ class Emitted:
     ended_S: Array  # bool, the slot is done
 
 
-def empty(model: Model, num_slots: int, prompt_columns: int, num_positions: int) -> Slots:
+def empty(
+    model: Model,
+    num_slots: int,
+    prompt_columns: int,
+    num_positions: int,
+    has_versions: bool = False,
+) -> Slots:
     """Slots without rows. No two arrays share a buffer, so that they can be donated.
 
     Args:
@@ -69,6 +78,7 @@ def empty(model: Model, num_slots: int, prompt_columns: int, num_positions: int)
       num_slots: S.
       prompt_columns: Q.
       num_positions: C.
+      has_versions: each row has a version of its own.
     """
     cache = model.init_cache(num_slots, prompt_columns + num_positions)
     return Slots(
@@ -84,4 +94,5 @@ def empty(model: Model, num_slots: int, prompt_columns: int, num_positions: int)
         length_S=jnp.zeros(num_slots, jnp.int32),
         done_S=jnp.ones(num_slots, bool),
         uniform_SC=jnp.full((num_slots, num_positions), 0.5, jnp.float32),
+        version_S=jnp.zeros(num_slots, jnp.int32) if has_versions else None,
     )

@@ -347,7 +347,7 @@ def make_loop(
 ) -> Generator[synchronous.Event, None, None]:
     """The events of the loop that the config names; see `synchronous.run`."""
     first_round = resume_point.version // program.spec.clock.updates_per_round
-    if config.weights == "inflight":
+    if config.streams:
         resumed = loops.Resumed(first_round, resume_point.stream)
         return loops.recorded(workspace, config, program, states, resumed, files, monitor)
     pending = resume_point.pending

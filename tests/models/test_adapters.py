@@ -123,6 +123,35 @@ def test_the_gradient_is_the_chain_rule_from_the_merged_kernels(name, remat):
         )
 
 
+@pytest.mark.parametrize(("name", "scan_layers"), [("gpt_neox", 0), ("llama", 2)])
+def test_a_row_has_the_product_of_its_own_version(name, scan_layers):
+    """Three versions beside each other, of which one has no row: as each alone."""
+    model = make(name, scan_layers=scan_layers)
+    several = [adapted(model, seed) for seed in range(3)]
+    of_row_B = np.array((2, 0, 2), np.int32)
+
+    @quick_jit
+    def outputs(params):
+        tokens, positions, mask = rows()
+        whole, _ = model.apply(params, tokens, positions, mask)
+        empty = model.init_cache(B, L + 1)
+        _, cache = model.apply(params, tokens, positions, mask, empty)
+        ones = jnp.ones((B, 1), bool)
+        step, _ = model.apply(params, tokens[:, :1], positions[:, -1:] + 1, ones, cache)
+        return whole, step
+
+    versions = adapters.Versions(
+        several[0].base, tuple(params.adapter for params in several), LORA.scale
+    )
+    found = outputs(adapters.of_rows(versions.joined(), jnp.asarray(of_row_B), 3))
+    alone = [outputs(dataclasses.replace(params, base=several[0].base)) for params in several]
+    for part, array in enumerate(found):
+        for row, version in enumerate(of_row_B):
+            np.testing.assert_allclose(array[row], alone[version][part][row], atol=2e-5)
+        assert float(jnp.max(jnp.abs(array[0] - alone[0][part][0]))) > 1e-2
+    assert adapters.of_rows(several[0], None, 1) is several[0]
+
+
 def test_parts_of_params_are_put_together_again_with_the_same_arrays():
     model = make("llama")
     value_model = ValueModel(model)

@@ -18,7 +18,7 @@ def write(path, versions):
     """A schedule with a boundary for each version; boundary 2 is passed over in idle time."""
     for place, version in enumerate(versions):
         index = place + (place > 1)
-        boundary = Boundary(index, version, False, (index,), (0,), (index,))
+        boundary = Boundary(index, version, False, (index,), (0,), (index,), (version,))
         with path.open("a") as file:
             file.write(json.dumps(schedules.line(boundary, ())) + "\n")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from types import SimpleNamespace
 from typing import cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,6 +17,7 @@ from rlhf_jax.clock import Clock, Stream
 from rlhf_jax.runtime import synchronous
 from rlhf_jax.runtime.inflight import loop, threads
 from rlhf_jax.runtime.inflight.api import Drawn, PoolState
+from rlhf_jax.runtime.inflight.held import Held, SideBySide
 from rlhf_jax.runtime.inflight.rows import Rows
 from rlhf_jax.types import Mean, Prompts
 
@@ -58,6 +60,7 @@ class FakePool:
     def __init__(self, num_slots: int, segment_steps: int, delay=lambda: 0.0):
         self.segment_steps, self.delay = segment_steps, delay
         self.row_S = np.full(num_slots, -1)
+        self.place_S = np.zeros(num_slots, int)  # of the row's params among those side by side
         self.count_S = np.zeros(num_slots, int)
         self.tokens_SC = np.zeros((num_slots, C), int)
         self.cache_S = np.zeros(num_slots, int)
@@ -66,7 +69,8 @@ class FakePool:
         self.needs_rebuild = False
         self._first: dict[int, np.float32] = {}
 
-    def _draw(self, params: int, slot: int) -> np.float32:
+    def _draw(self, params, slot: int) -> np.float32:
+        params = self._params_of(params, slot)
         row, place = int(self.row_S[slot]), self.step % C
         token = token_of(params, row, int(self.cache_S[slot]))
         self.tokens_SC[slot, self.count_S[slot]] = token
@@ -74,16 +78,23 @@ class FakePool:
         self.cache_S[slot] = after(int(self.cache_S[slot]), params, token)
         return np.float32(mixed(params, row, int(self.cache_S[slot]), place) / MASK)
 
+    def _params_of(self, params, slot: int) -> int:
+        if isinstance(params, SideBySide):
+            return int(params.params[self.place_S[slot]])  # type: ignore[arg-type]
+        return params
+
     def _ended(self, slot: int) -> bool:
         count = self.count_S[slot]
         return self.row_S[slot] < 0 or count == C or self.tokens_SC[slot, count - 1] == EOS
 
-    def admit(self, params, rows, slots):
+    def admit(self, params, rows, slots, places=()):
         assert len(rows) == len(slots)
+        assert len(places) == (len(rows) if isinstance(params, SideBySide) else 0)
+        self.place_S[list(slots)[: len(places)]] = places
         for row, slot in zip(rows, slots, strict=True):
             assert self._ended(slot), "a slot that is still written is not free"
             self.row_S[slot], self.count_S[slot], self.tokens_SC[slot] = row, 0, 0
-            self.cache_S[slot] = mixed(params, row // SAMPLES)
+            self.cache_S[slot] = mixed(self._params_of(params, slot), row // SAMPLES)
             self._first[slot] = self._draw(params, slot)
 
     def segment(self, params):
@@ -120,12 +131,12 @@ class FakePool:
             self.cache_S[slot] = cache
 
     def saved(self, keeps_cache) -> PoolState:
-        names = ["row_S", "count_S", "tokens_SC", *(["cache_S"] if keeps_cache else [])]
+        names = ["row_S", "place_S", "count_S", "tokens_SC", *(["cache_S"] if keeps_cache else [])]
         arrays = {name: getattr(self, name).copy() for name in names}
         return arrays | ({"step": np.array(self.step)} if keeps_cache else {})
 
     def restore(self, state):
-        for name in ("row_S", "count_S", "tokens_SC"):
+        for name in ("row_S", "place_S", "count_S", "tokens_SC"):
             setattr(self, name, np.array(state[name]))
         self.needs_rebuild = "cache_S" not in state
         self.cache_S = np.array(state.get("cache_S", np.zeros_like(self.row_S)))
@@ -172,15 +183,20 @@ def digest_of(samples) -> int:
     return mixed(*(zlib.crc32(getattr(samples, name).tobytes()) for name in names.split()))
 
 
-def make_stream(lag=1, tau=0, rebuild_every=0, slots=3, steps=2, updates=1, **changes) -> Stream:
-    clock = Clock(NUM_ROUNDS, num_minibatches=updates, lag=lag, inflight=True)
+def make_stream(
+    lag=1, tau=0, rebuild_every=0, slots=3, steps=2, updates=1, pinned=False, **changes
+) -> Stream:
+    clock = Clock(NUM_ROUNDS, num_minibatches=updates, lag=lag, inflight=not pinned, pinned=pinned)
     return Stream(clock, B, slots, steps, tau, rebuild_every, **changes)
 
 
 def make_sampler(stream: Stream, delay=lambda: 0.0, saving=None, snapshot=None):
     pool = FakePool(stream.num_slots, stream.segment_steps, delay)
     rows = Rows(prompts, B, C, SAMPLES, 1.0, (EOS,), PAD)
-    return loop.StreamSampler(stream, pool, rows, saving, snapshot)
+    held = None
+    if stream.clock.pinned:
+        held = Held(stream.clock.lag + 1, jax.ShapeDtypeStruct((), np.int32))  # type: ignore[arg-type]
+    return loop.StreamSampler(stream, pool, rows, saving, snapshot, held=held)
 
 
 @dataclasses.dataclass

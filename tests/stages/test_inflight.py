@@ -12,6 +12,7 @@ import pytest
 
 from experiments.bench.kill import untimed
 from rlhf_jax.algorithms import rloo
+from rlhf_jax.building import running
 from rlhf_jax.devices import mesh
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.stages.settings import rlhf
@@ -47,6 +48,7 @@ def test_settings_that_are_defined():
     check(engine="static", weights="round")
     check(weights="round", num_slots=16, clock="bounded", loop="asynchronous")
     check(weights="round", num_slots=4, version_schedule=(0,) * 8)
+    check(weights="pinned", tau=4)
     assert rlhf.stream(INFLIGHT).rows_per_round == 16
 
 
@@ -64,6 +66,14 @@ def test_a_plan_is_told_the_lag_from_which_slots_are_full():
     ("changes", "named"),
     [
         ({"engine": "static"}, "rlhf.weights is 'inflight' with rlhf.engine='static'"),
+        (
+            {"engine": "static", "weights": "pinned"},
+            "rlhf.weights is 'pinned' with rlhf.engine='static'",
+        ),
+        ({"weights": "pinned", "rebuild_every": 1}, "rlhf.rebuild_every is 1"),
+        ({"weights": "pinned", "num_slots": 33}, "rlhf.num_slots is 33, and at most 32 rows"),
+        ({"weights": "pinned", "clock": "bounded"}, "weights=pinned beside clock=bounded"),
+        ({"weights": "pinned", "version_schedule": (0,) * 8}, "weights=pinned beside version_sch"),
         ({"weights": "round", "rebuild_every": 2}, "rlhf.rebuild_every is 2"),
         ({"weights": "round"}, "rlhf.num_slots is 32, and at most 16 rows"),
         ({"engine": "static", "weights": "round", "tau": 5}, "rlhf.tau is 5"),
@@ -77,6 +87,17 @@ def test_a_plan_is_told_the_lag_from_which_slots_are_full():
 def test_other_combinations_are_refused_by_name(changes, named):
     with pytest.raises(Refusal, match=named):
         check(**changes)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_pinned_rows_need_adapters(tmp_path, rank):
+    changes = {"rlhf__engine": "slots", "rlhf__weights": "pinned", "rlhf__num_slots": 8}
+    values = runs.config(tmp_path, **changes, lora__rank=rank).to_dict()
+    if rank:
+        return running.check_settings(values)
+    with pytest.raises(Refusal, match=r"rlhf.weights is 'pinned' with lora.rank=0"):
+        running.check_settings(values)
+    return None
 
 
 def lines(directory: Path, name: str) -> list[dict]:
@@ -151,3 +172,29 @@ def test_slots_are_counted_before_anything_is_compiled(tmp_path, monkeypatch):
     monkeypatch.setattr("rlhf_jax.devices.memory.free_bytes", lambda device: 1000)
     with pytest.raises(Refusal, match=r"GB each, and the slots 0\.\d+ GB; "):
         runs.run(tmp_path, **SETTINGS)
+
+
+def test_pinned_rows_go_on_in_threads_with_the_lag_of_the_clock(tmp_path):
+    """One version a round, the exact lag's, though slots never drain; a run in threads that goes on
+    from a checkpoint is bitwise the simulated one that never stopped.
+    """
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = SETTINGS | {"rlhf__weights": "pinned", "lora__rank": 3}
+    runs.run(whole, **settings)
+    timings = [line for line in lines(whole, "metrics.jsonl") if line.get("kind") == "timing"]
+    (later,) = [line["later_programs"] for line in timings if line["stage"] == "rlhf"]
+    assert later == 0, "a program is compiled after the first round"
+    rows = lines(whole, "ledger.jsonl")
+    assert all(row["version"] == max(0, row["round"] - 1) for row in rows)
+    assert not any("versions" in row for row in rows)
+    begun = [line for line in lines(whole, "schedule.jsonl") if line["rows"]]
+    per_round = len(rows) // (1 + max(row["round"] for row in rows))
+    assert any(line["rows"][0] % per_round for line in begun), "the slots drain between rounds"
+    shutil.copytree(whole, cut)
+    for step in (step for step in runs.steps(cut) if step > 3):
+        shutil.rmtree(cut / "checkpoints" / "rlhf" / str(step))
+    names = list(np.load(cut / "stream" / "00000003.npz"))
+    assert len({name.split(".")[1] for name in names if name.startswith("versions.")}) == 2
+    runs.run(cut, **settings | {"rlhf__loop": "asynchronous"})
+    assert runs.steps(cut) == runs.steps(whole)
+    assert_same(whole, cut)

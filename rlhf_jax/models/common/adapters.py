@@ -6,8 +6,14 @@
 A role's params are then `Adapted(base, adapter)`. Any number of roles share the arrays of one base,
 and only the adapter is trained, published and saved. B begins as 0, so that a fresh adapter changes
 nothing. The scale is a constant of the compiled program: it is never multiplied into A or B.
+
+Rows of one batch may have adapters of n versions. With A = [A_1 | ... | A_n] and B_1 ... B_n one
+above the other, the columns of x A that are not of a row's version are 0 for it:
+
+    y = x W + bias + scale ((x A) * is_own) B,    A [in, n r],  B [n r, out]
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -58,11 +64,28 @@ class Config:
 
 @struct.dataclass
 class LowRank:
-    """The adapter of one linear layer, as the layer reads it."""
+    """The adapter of one linear layer, as the layer reads it, or those of n versions."""
 
-    a: Array  # [in, r]
-    b: Array  # [r, out]
+    a: Array  # [in, r], or [in, n r]
+    b: Array  # [r, out], or [n r, out]
     scale: float = struct.field(pytree_node=False)
+    version_B: Array | None = None  # int32, 0 ... n - 1, the version of each row; None: n is 1
+    num_versions: int = struct.field(pytree_node=False, default=1)  # n
+
+    def product(self, inputs: Array) -> Array:
+        """Computes scale (x A) B, in the dtype of the inputs.
+
+        Args:
+          inputs: `[B*L, in]` or `[B, L, in]`, all positions of a row together.
+        """
+        a, b = (matrix.astype(inputs.dtype) for matrix in (self.a, self.b))
+        low = jnp.dot(inputs, a)
+        if self.version_B is not None:
+            low_BLR = low.reshape(self.version_B.shape[0], -1, a.shape[1])
+            version_R = jnp.arange(a.shape[1]) // (a.shape[1] // self.num_versions)
+            is_own_B1R = self.version_B[:, None, None] == version_R[None, None]
+            low = jnp.where(is_own_B1R, low_BLR, 0).reshape(low.shape)
+        return self.scale * jnp.dot(low, b)
 
 
 @struct.dataclass
@@ -75,6 +98,9 @@ class Adapted(Mapping[str, Any]):
     base: Params
     adapter: Params
     scale: float = struct.field(pytree_node=False)
+    # Of `of_rows`, on adapters of several versions side by side.
+    version_B: Array | None = None
+    num_versions: int = struct.field(pytree_node=False, default=1)
 
     def __getitem__(self, key: str) -> Params:
         return {"base": self.base, "adapter": self.adapter}[key]
@@ -84,6 +110,41 @@ class Adapted(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return 2
+
+
+@struct.dataclass
+class Versions:
+    """Adapters of several versions on one base, of which each row of a batch has its own."""
+
+    base: Params
+    adapters: tuple[Params, ...]  # all of the same shapes
+    scale: float = struct.field(pytree_node=False)
+
+    def joined(self) -> Adapted:
+        """The adapters side by side along their rank. `of_rows` tells which one a row has."""
+        by_path = [flat(adapter) for adapter in self.adapters]
+
+        def beside(path: tuple[str, ...]) -> Array:
+            axis = -1 if path[-1] == "a" else -2
+            return jnp.concatenate([arrays[path] for arrays in by_path], axis)
+
+        return Adapted(
+            self.base, unflatten_dict({path: beside(path) for path in by_path[0]}), self.scale
+        )
+
+
+def of_rows(params: Params, version_B: Array | None, num_versions: int) -> Params:
+    """Params whose rows have a version each.
+
+    Args:
+      params: of `Versions.joined`; where `version_B` is None any, which are returned.
+      version_B: int32, the place of each row's version among the adapters.
+      num_versions: of the adapters.
+    """
+    if version_B is None:
+        return params
+    assert isinstance(params, Adapted)
+    return dataclasses.replace(params, version_B=version_B, num_versions=num_versions)
 
 
 @struct.dataclass
@@ -129,10 +190,14 @@ def variables(params: Params) -> dict[str, Params]:
     """The flax variables of a decoder's params."""
     if not isinstance(params, Adapted):
         return {"params": params}
-    pairs = {
-        path: {VARIABLE: LowRank(pair["a"], pair["b"], params.scale)}
-        for path, pair in _pairs(_beside(params)).items()
-    }
+
+    def of_layer(pair: Params) -> LowRank:
+        version_B = params.version_B
+        if version_B is not None and pair["a"].ndim == 3:  # a scan reads a slice for each layer
+            version_B = jnp.broadcast_to(version_B[None], (len(pair["a"]), len(version_B)))
+        return LowRank(pair["a"], pair["b"], params.scale, version_B, params.num_versions)
+
+    pairs = {path: {VARIABLE: of_layer(pair)} for path, pair in _pairs(_beside(params)).items()}
     return {"params": params.base, COLLECTION: unflatten_dict(pairs)}
 
 

@@ -266,8 +266,7 @@ class Dense(nn.Dense):
         if not self.has_variable(adapters.COLLECTION, adapters.VARIABLE):
             return outputs
         pair = self.get_variable(adapters.COLLECTION, adapters.VARIABLE)
-        a, b = (matrix.astype(outputs.dtype) for matrix in (pair.a, pair.b))
-        return outputs + pair.scale * jnp.dot(jnp.dot(inputs.astype(outputs.dtype), a), b)
+        return outputs + pair.product(inputs.astype(outputs.dtype))
 
 
 class LayerNorm(nn.Module):

@@ -1,5 +1,6 @@
-"""The schedule of a run with in-flight updates, a line for each boundary in `schedule.jsonl`: which
-version drew, which rows were admitted and which have ended.
+"""The schedule of a run with in-flight updates or pinned rows, a line for each boundary in
+`schedule.jsonl`: its version, which rows were admitted and which have ended. In flight that version
+drew all tokens of the segment; pinned rows have that of their round.
 
     {"stage": "rlhf", "boundary": 7, "version": 4, "rebuilt": false, "rows": [24, 25], "slots": [1, 5], "ended": [20]}
 
@@ -66,7 +67,7 @@ def boundaries(path: Path, clock: Clock) -> tuple[int, ...]:
     if not path.exists():
         raise MissingInput(
             f"no schedule {path}: rlhf.replay_schedule_of names the directory of a run with "
-            "rlhf.weights=inflight"
+            "rlhf.weights=inflight or rlhf.weights=pinned"
         )
     read, updates = list(jsonl.read(path)), clock.updates_per_round
     versions = [each["version"] for each in read]

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.devices import sharding
+from rlhf_jax.models.common.adapters import Versions
 from rlhf_jax.runtime.inflight.programs import Programs
 from rlhf_jax.runtime.sampler import Entry
 from rlhf_jax.slots import insert
@@ -14,13 +15,18 @@ from rlhf_jax.types import Array, Params, Prompts
 
 
 def entries(
-    programs: Programs, params: Params, key: Array, rebuilds: bool, num_compactions: int
+    programs: Programs,
+    params: Params | Versions,
+    key: Array,
+    rebuilds: bool,
+    num_compactions: int,
 ) -> list[Entry]:
     """Every program that a pool may call. Its calls find these programs in JAX's cache.
 
     Args:
       programs: of the pool.
-      params: of the policy, arrays or their shapes with shardings.
+      params: of the policy, arrays or their shapes with shardings; of several versions where the
+        pool draws with them side by side.
       key: random key of the samples.
       rebuilds: keys and values of running rows are computed again.
       num_compactions: of a drain, each to a quarter of the slots.
@@ -28,7 +34,9 @@ def entries(
     mesh, num_slots = programs.mesh, programs.config.num_slots
     key, slots = sharding.abstract_rows(key, mesh), _slots(programs)
     of_slots = jax.ShapeDtypeStruct((num_slots,), np.int32)
-    admission = sharding.abstract_rows(insert.Admission(of_slots, of_slots, of_slots), mesh)  # type: ignore[arg-type]
+    version = of_slots if programs.config.num_versions else None
+    admission = insert.Admission(of_slots, of_slots, of_slots, version)  # type: ignore[arg-type]
+    admission = sharding.abstract_rows(admission, mesh)
     found: list[Entry] = [(programs.empty, ()), (programs.segment, (params, slots))]
     admissions = [
         (params, slots, _prompts(programs, size), np.int32(0), admission, key)
@@ -65,7 +73,7 @@ def _prompts(programs: Programs, size: int) -> Prompts:
     return Prompts(tokens, mask, jax.ShapeDtypeStruct((size,), np.int32))  # type: ignore[arg-type]
 
 
-def _drain(programs: Programs, params: Params, num_compactions: int) -> list[Entry]:
+def _drain(programs: Programs, params: Params | Versions, num_compactions: int) -> list[Entry]:
     smaller, found = programs.quarter, []
     for _ in range(num_compactions):
         if smaller is None:

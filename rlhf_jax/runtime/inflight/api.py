@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rlhf_jax.runtime.inflight.held import SideBySide
 from rlhf_jax.runtime.spec import Published
 
 PoolState = Mapping[str, np.ndarray]
@@ -29,13 +30,19 @@ class Pool(Protocol):
     the run's stream, and sample index i % G.
     """
 
-    def admit(self, params: Published, rows: Sequence[int], slots: Sequence[int]) -> None:
+    def admit(
+        self,
+        params: Published | SideBySide,
+        rows: Sequence[int],
+        slots: Sequence[int],
+        places: Sequence[int] = (),
+    ) -> None:
         """Prefills the prompts of stream rows and puts the rows into free slots; each draws its
-        first token.
+        first token. Of params side by side `places` has that of each row, which it keeps.
         """
         ...
 
-    def segment(self, params: Published) -> Drawn:
+    def segment(self, params: Published | SideBySide) -> Drawn:
         """At most segment_steps decode steps of all live slots."""
         ...
 

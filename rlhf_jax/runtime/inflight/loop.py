@@ -4,19 +4,20 @@ rounds that the clock calls trained, and then draws a segment with their version
     while a row of the run is not harvested:
         T       rounds trained by this boundary, by the clock
         train   the rounds before T that are not trained yet
-        admit   rows into free slots, under version u * T
+        admit   rows into free slots, under version u * T (pinned: under that of their round)
         segment of at most `segment_steps` decode steps
         harvest rows that have ended; a round is complete with its last one
     train the rest
 
-The events are those of `synchronous.run`.
+Pinned rows need every version that T reaches, so that the sampler takes each of them before the next
+round is trained. The events are those of `synchronous.run`.
 """
 
 import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from rlhf_jax.clock import Boundary, Stream, StreamState
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.inflight.api import Drawn, Pool, PoolState
+from rlhf_jax.runtime.inflight.held import Held
 from rlhf_jax.runtime.inflight.rows import Rows
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spec import Published
@@ -44,12 +46,14 @@ class Snapshot:
     state: StreamState
     rows: Mapping[str, np.ndarray]
     pool: PoolState
+    versions: Mapping[str, np.ndarray] = field(default_factory=dict)  # of `Held`, for pinned rows
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything as named arrays, to be written to a file."""
         text = json.dumps(dataclasses.asdict(self.state)).encode()
         named = {f"rows.{name}": array for name, array in self.rows.items()}
         named |= {f"pool.{name}": array for name, array in self.pool.items()}
+        named |= {f"versions.{name}": array for name, array in self.versions.items()}
         return named | {STATE: np.frombuffer(text, np.uint8)}
 
     @classmethod
@@ -60,7 +64,7 @@ class Snapshot:
             return {n.removeprefix(prefix): x for n, x in arrays.items() if n.startswith(prefix)}
 
         state = StreamState.from_json(json.loads(arrays[STATE].tobytes().decode()))
-        return cls(state, part("rows."), part("pool."))
+        return cls(state, part("rows."), part("pool."), part("versions."))
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class StreamSampler:
         saving: Saving | None = None,
         snapshot: Snapshot | None = None,
         dispatch_lock: contextlib.AbstractContextManager[object] | None = None,
+        held: Held | None = None,
     ):
         """Begins at boundary 0, or goes on from a snapshot.
 
@@ -100,14 +105,19 @@ class StreamSampler:
           snapshot: of an equal sampler.
           dispatch_lock: is held while the pool's programs run, where the trainer shares their
             devices; None: no lock.
+          held: of a pinned clock, empty; None: rows are in flight.
         """
-        self.stream, self.pool, self.rows = stream, pool, rows
+        if stream.clock.pinned != (held is not None):
+            raise ValueError("a pinned clock, and no other, holds versions side by side")
+        self.stream, self.pool, self.rows, self.held = stream, pool, rows, held
         self._lock = dispatch_lock or contextlib.nullcontext()
         self.saving = saving or Saving()
         self.state = stream.begin() if snapshot is None else snapshot.state
         if snapshot is not None:
             rows.restore(snapshot.rows)
             pool.restore(snapshot.pool)
+            if held is not None:
+                held.restore(snapshot.versions)
 
     @property
     def is_drained(self) -> bool:
@@ -127,13 +137,35 @@ class StreamSampler:
         live = [row // self.stream.rows_per_round for row in self.state.row_of_slot if row >= 0]
         return [r for r in self.rows.complete([*partly, *live]) if r >= first_round]
 
-    def save_passed(self, rounds_trained: int) -> None:
-        """Writes the snapshots of the rounds that T reaches at this boundary and that are wanted.
+    def due(self, rounds_trained: int) -> range:
+        """The versions to `take` at this boundary, in trained rounds: its own, or with pinned rows
+        all that are not held yet.
 
         Args:
           rounds_trained: T of this boundary.
         """
-        for round_index in range(self.state.rounds_trained + 1, rounds_trained + 1):
+        first = rounds_trained if self.held is None else self.held.newest + 1
+        return range(first, rounds_trained + 1)
+
+    def take(self, params: Published, version: int) -> None:
+        """Takes a version that is `due`. In flight `draw` is given it, and nothing is kept here.
+
+        Args:
+          params: of the version.
+          version: in trained rounds.
+        """
+        if self.held is not None:
+            self.held.take(params, version)
+
+    def save_passed(self, rounds_trained: int) -> None:
+        """Writes the snapshots of the rounds that T reaches at this boundary and that are wanted.
+
+        Args:
+          rounds_trained: T of this boundary, or a version that is due there and not taken yet.
+        """
+        passed = self.state.rounds_trained
+        passed = passed if self.held is None else max(passed, self.held.newest)
+        for round_index in range(passed + 1, rounds_trained + 1):
             if self.saving.wanted(round_index):
                 self.save(round_index)
 
@@ -144,13 +176,14 @@ class StreamSampler:
         """
         rebuilds = self.stream.rebuilds(self.state, round_index)
         pool = self.pool.saved(keeps_cache=not rebuilds)
-        self.saving.write(round_index, Snapshot(self.state, self.rows.saved(round_index), pool))
+        rows, versions = self.rows.saved(round_index), self.held.saved() if self.held else {}
+        self.saving.write(round_index, Snapshot(self.state, rows, pool, versions))
 
-    def draw(self, params: Published, rounds_trained: int) -> tuple[int, ...]:
+    def draw(self, params: Published | None, rounds_trained: int) -> tuple[int, ...]:
         """Passes a boundary and draws its segment. Returns the rounds that are then complete.
 
         Args:
-          params: of version u * rounds_trained.
+          params: of version u * rounds_trained; None with pinned rows: those that were taken.
           rounds_trained: T of this boundary.
         """
         boundary, self.state = self.stream.admit(self.state, rounds_trained)
@@ -159,15 +192,18 @@ class StreamSampler:
         with self._lock:
             drawn = self._segment(params, boundary)
         if drawn is not None:
-            self.rows.add(drawn, boundary.row_of_slot, boundary.version)
+            self.rows.add(drawn, boundary.row_of_slot, boundary.version_of_slot)
             complete, self.state = self.stream.harvest(self.state, drawn.ended_S.tolist())
             slots = zip(boundary.row_of_slot, self.state.row_of_slot, strict=True)
             ended = tuple(row for row, left in slots if row != left)
         self.saving.note(boundary, ended)
         return complete
 
-    def _segment(self, params: Published, boundary: Boundary) -> Drawn | None:
+    def _segment(self, params: Published | None, boundary: Boundary) -> Drawn | None:
         """The pool's part of a boundary; None where no row is being written."""
+        if self.held is not None:
+            return self._pinned_segment(self.held, boundary)
+        assert params is not None
         if boundary.rebuilds:
             self.pool.rebuild(params)
         if boundary.is_idle:
@@ -175,6 +211,16 @@ class StreamSampler:
         if boundary.rows:
             self.pool.admit(params, boundary.rows, boundary.slots)
         return self.pool.segment(params)
+
+    def _pinned_segment(self, held: Held, boundary: Boundary) -> Drawn | None:
+        if boundary.is_idle:
+            return None
+        updates = self.stream.clock.updates_per_round
+        place_S = [held.place(version // updates) for version in boundary.version_of_slot]
+        if boundary.rows:
+            places = [place_S[slot] for slot in boundary.slots]
+            self.pool.admit(held.params, boundary.rows, boundary.slots, places)
+        return self.pool.segment(held.params)
 
 
 def run(
@@ -204,21 +250,23 @@ def run(
     next_round, published, params = start_round, -1, None
     while not sampler.is_drained:
         rounds_trained = sampler.stream.rounds_trained(sampler.state)
-        sampler.save_passed(rounds_trained)
-        while next_round < rounds_trained:
-            states, stopped = yield from train_round(
-                program, states, next_round, pending.pop(next_round), monitor
-            )
-            next_round += 1
-            if stopped:
-                sampler.save(next_round)
-                return
-        if published < rounds_trained:
-            params = None  # dropped before the next copy is made
-            with monitor.timeline.span("trainer", "publish", rounds_trained):
-                params = jax.block_until_ready(program.publish(states))
-            published = rounds_trained
-        assert params is not None
+        for version in sampler.due(rounds_trained):
+            sampler.save_passed(version)
+            while next_round < version:
+                states, stopped = yield from train_round(
+                    program, states, next_round, pending.pop(next_round), monitor
+                )
+                next_round += 1
+                if stopped:
+                    sampler.save(next_round)
+                    return
+            if published < version:
+                params = None  # dropped before the next copy is made
+                with monitor.timeline.span("trainer", "publish", version):
+                    params = jax.block_until_ready(program.publish(states))
+                published = version
+            assert params is not None
+            sampler.take(params, version)
         for round_index in draw(sampler, params, rounds_trained, monitor):
             pending[round_index] = taken(sampler, round_index, place, monitor)
             yield Sampled(round_index, pending[round_index])
@@ -233,7 +281,7 @@ def run(
 
 
 def draw(
-    sampler: StreamSampler, params: Published, rounds_trained: int, monitor: LoopMonitor
+    sampler: StreamSampler, params: Published | None, rounds_trained: int, monitor: LoopMonitor
 ) -> tuple[int, ...]:
     """`StreamSampler.draw` as a span of the timeline and an activity of the thread, for both loops."""
     call = activity.during(f"segment {sampler.state.boundary} of the slots", "call")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -11,9 +11,11 @@ from jax.sharding import Mesh
 
 from rlhf_jax.devices import sharding
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common.adapters import Rest, join
+from rlhf_jax.models.common.adapters import Base, Rest, Versions, join
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.inflight.api import Drawn, PoolState
+from rlhf_jax.runtime.inflight.arrays import bits, named, of_bits
+from rlhf_jax.runtime.inflight.held import SideBySide, of_one_mesh
 from rlhf_jax.runtime.inflight.programs import Config, Programs
 from rlhf_jax.runtime.spec import Published
 from rlhf_jax.slots import insert
@@ -80,7 +82,13 @@ class SlotPool:
         """The state on the device; the next call donates it."""
         return self._slots
 
-    def admit(self, params: Published, rows: Sequence[int], slots: Sequence[int]) -> None:
+    def admit(
+        self,
+        params: Published | SideBySide,
+        rows: Sequence[int],
+        slots: Sequence[int],
+        places: Sequence[int] = (),
+    ) -> None:
         """Prefills the prompts of stream rows and puts the rows into free slots; each draws its
         first token.
 
@@ -88,9 +96,12 @@ class SlotPool:
           params: which draw the first tokens.
           rows: consecutive stream rows.
           slots: free ones, as many.
+          places: of params side by side that of each row, which it keeps; (): params are of one
+            version.
 
         Raises RuntimeError for a slot that is live, or for more rows than slots.
         """
+        place_of = dict(zip(slots, places, strict=True)) if places else {}
         whole = self._whole(params)
         taken = [slot for slot in slots if self._live_S[slot]]
         if taken or len(set(slots)) != len(rows):
@@ -101,7 +112,10 @@ class SlotPool:
             members.setdefault(row // group, []).append((row, slot))
         if self._carry and (first := members.pop(self._carry[0], None)):
             self._slots = self._programs.insert(
-                self._slots, self._carry[1], self._admission(first, {self._carry[0]: 0}), self._key
+                self._slots,
+                self._carry[1],
+                self._admission(first, {self._carry[0]: 0}, place_of),
+                self._key,
             )
         for batch in self._programs.batches(list(members)):
             size = next(size for size in self._programs.prefill_sizes if size >= len(batch))
@@ -112,7 +126,7 @@ class SlotPool:
                 self._slots,
                 self._prompts(batch, size),
                 np.int32(len(batch) - 1),
-                self._admission(inserted, index),
+                self._admission(inserted, index, place_of),
                 self._key,
             )
             self._carry = batch[-1], last
@@ -122,11 +136,11 @@ class SlotPool:
             self._row_S[slot], self._count_S[slot], self._live_S[slot] = row, 0, True
             self._tokens_SC[slot] = self.config.pad_id
 
-    def segment(self, params: Published) -> Drawn:
+    def segment(self, params: Published | SideBySide) -> Drawn:
         """At most `segment_steps` decode steps of all live slots.
 
         Args:
-          params: which draw the tokens.
+          params: which draw the tokens; side by side each row is drawn by those of its place.
         """
         self._slots, emitted = self._programs.segment(self._whole(params), self._slots)
         drawn = Drawn(
@@ -181,6 +195,7 @@ class SlotPool:
         """
         self._is_stale = False
         whole = self._whole(params)
+        assert not isinstance(whole, Versions), "keys of pinned rows never get old"
         if not self._live_S.any():
             return
         most = int(self._fed()[self._live_S].max())
@@ -220,9 +235,9 @@ class SlotPool:
             "drawn_S": self._count_S,
             "live_S": self._live_S,
         }
-        for path, leaf in _named(self._slots):
+        for path, leaf in named(self._slots):
             if path.split(".")[0] not in left_out:
-                arrays[f"slots.{path}"] = _bits(np.asarray(jax.device_get(leaf)))
+                arrays[f"slots.{path}"] = bits(np.asarray(jax.device_get(leaf)))
         return {name: array.copy() for name, array in arrays.items()}
 
     def restore(self, state: PoolState) -> None:
@@ -234,9 +249,9 @@ class SlotPool:
         Raises Refusal for a state of other shapes.
         """
         leaves = []
-        for path, leaf in _named(self._slots):
+        for path, leaf in named(self._slots):
             name = f"slots.{path}"
-            array = _of_bits(state[name], leaf.dtype) if name in state else None
+            array = of_bits(state[name], leaf.dtype) if name in state else None
             if array is not None and array.shape != leaf.shape:
                 raise Refusal(
                     f"the saved slots have {path} {list(array.shape)}, and this run's "
@@ -248,26 +263,30 @@ class SlotPool:
         self._count_S, self._live_S = (np.array(state[name]) for name in ("drawn_S", "live_S"))
         self._carry, self._is_stale = None, "slots.position_SM" not in state
 
-    def _whole(self, params: Published) -> Params:
+    def _whole(self, params: Published | SideBySide) -> Params | Versions:
         """Params as the programs take them. Those of another version drop the prefilled prompt, and
         a cache that was not restored is made.
         """
-        if isinstance(params, tuple):
-            if len(params) != 1:
-                raise Refusal(
-                    f"the pool of slots has one mesh, and params are published to {len(params)}; "
-                    "accepted: one slice"
-                )
-            params = params[0]
+        several = params.params if isinstance(params, SideBySide) else (params,)
+        if isinstance(params, SideBySide) != bool(self.config.num_versions):
+            raise RuntimeError(
+                f"{len(several)} version(s) for a pool of {self.config.num_versions} side by side"
+            )
+        adapters = tuple(map(of_one_mesh, several))
+        params = adapters if self.config.num_versions else adapters[0]
         leaves = jax.tree.leaves(params)
         is_same = len(leaves) == len(self._seen) and all(
             new is seen() for new, seen in zip(leaves, self._seen, strict=True)
         )
         if not is_same:
             self._seen, self._carry = [weakref.ref(leaf) for leaf in leaves], None
+        if self.config.num_versions:
+            assert isinstance(self._rest, Base), "versions side by side are of adapters"
+            assert not self._is_stale, "the checkpoint of pinned rows has keys and values"
+            return Versions(self._rest.params, adapters, self._rest.scale)
         if self._is_stale:
             self.rebuild(params)
-        return join(params, self._rest)
+        return join(adapters[0], self._rest)
 
     def prompts_of(self, round_index: int) -> Prompts:
         """A round's prompts as host arrays; those of rounds without a row are dropped."""
@@ -299,9 +318,14 @@ class SlotPool:
         return Prompts(tokens_PQ, mask_PQ, ordinal_P)  # type: ignore[arg-type]
 
     def _admission(
-        self, members: Sequence[tuple[int, int]], index: dict[int, int]
+        self,
+        members: Sequence[tuple[int, int]],
+        index: dict[int, int],
+        place_of: Mapping[int, int],
     ) -> insert.Admission:
-        """The arrays of (row, slot) pairs, whose prompts of the stream have an index each."""
+        """The arrays of (row, slot) pairs, whose prompts of the stream have an index each, and the
+        slots the place of their params.
+        """
         num_slots = self.config.num_slots
         prompt_S = np.full(num_slots, -1, np.int32)
         ordinal_S, sample_index_S = np.zeros((2, num_slots), np.int32)
@@ -309,25 +333,11 @@ class SlotPool:
             round_index, prompt, sample_index_S[slot] = self.config.place_of(row)
             prompt_S[slot] = index[row // self.config.sampling.samples_per_prompt]
             ordinal_S[slot] = self.prompts_of(round_index).ordinal_P[prompt]
-        return self._by_rows(insert.Admission(prompt_S, ordinal_S, sample_index_S))  # type: ignore[arg-type]
+        version_S = None
+        if self.config.num_versions:
+            version_S = np.zeros(num_slots, np.int32)
+            version_S[list(place_of)] = list(place_of.values())
+        return self._by_rows(insert.Admission(prompt_S, ordinal_S, sample_index_S, version_S))  # type: ignore[arg-type]
 
     def _by_rows(self, tree: T) -> T:
         return jax.device_put(tree, sharding.row_shardings(tree, self._mesh))
-
-
-def _named(slots: Slots) -> list[tuple[str, Array]]:
-    """The arrays of slots with their names, such as `keys.0`, in the order of the leaves."""
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(slots)
-    ]
-
-
-def _bits(array: np.ndarray) -> np.ndarray:
-    """An array that files can hold: numbers that NumPy does not know (bfloat16) as their bits."""
-    return array.view(f"uint{8 * array.dtype.itemsize}") if array.dtype.kind == "V" else array
-
-
-def _of_bits(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The inverse of `_bits`."""
-    return array.view(dtype) if np.dtype(dtype).kind == "V" else array

@@ -18,6 +18,7 @@ from rlhf_jax import sampling
 from rlhf_jax.devices import memory, sharding
 from rlhf_jax.devices.distributed import Compiled
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.adapters import Versions
 from rlhf_jax.ops.once import bound
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.slots import insert, rebuild, segment
@@ -42,6 +43,8 @@ class Config:
       num_slots: S.
       segment_steps: most decode steps of a segment.
       prompts_per_round: P. Stream row i has prompt i // G % P of round i // (P * G).
+      num_versions: of the adapters that the pool draws with side by side; 0: all rows have the
+        params that are given.
     """
 
     sampling: sampling.Config
@@ -50,6 +53,7 @@ class Config:
     num_slots: int
     segment_steps: int
     prompts_per_round: int
+    num_versions: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_slots", "segment_steps", "prompts_per_round"):
@@ -63,7 +67,7 @@ class Config:
 
 
 def admit(
-    params: Params,
+    params: Params | Versions,
     slots: Slots,
     prompts: Prompts,
     last: Array,
@@ -89,7 +93,8 @@ def admit(
 
     Returns the slots, and the prompt `last`, of which more rows may follow.
     """
-    prefilled = insert.prefill(params, prompts, model=model)
+    version_P = admission.version_of_prompts(prompts.tokens_PQ.shape[0])
+    prefilled = insert.prefill(params, prompts, version_P, model=model)
     slots = insert.insert(slots, prefilled, admission, key, temperature=temperature, eos_id=eos_id)
     return slots, insert.take(prefilled, last)
 
@@ -136,7 +141,8 @@ class Programs:
         self.prefill_sizes = _sizes(row_shards, groups)
         num_positions = config.sampling.max_completion_tokens
         self.widths = widths(num_positions, mesh.devices.flat[0].platform)
-        make = bound(empty, model, config.num_slots, prompt_columns, num_positions)
+        shape = config.num_slots, prompt_columns, num_positions
+        make = bound(empty, model, *shape, has_versions=config.num_versions > 0)
         self.shapes: Slots = jax.eval_shape(make)
         self.layout = _layout(self.shapes, mesh)
         self.empty: Compiled[Slots] = jax.jit(make, out_shardings=self.layout)

@@ -70,17 +70,18 @@ class Rows:
             config.pad_id,
         )
 
-    def add(self, drawn: Drawn, row_of_slot: Sequence[int], version: int) -> None:
+    def add(self, drawn: Drawn, row_of_slot: Sequence[int], version: int | Sequence[int]) -> None:
         """Appends the tokens of a segment to their rows.
 
         Args:
           drawn: by the segment.
           row_of_slot: the stream row in each slot; -1: none.
-          version: of the params that drew all of them.
+          version: of the params that drew all of them, or that drew each slot's.
 
         Raises RuntimeError for a slot that draws without a row, or whose row ends without an EOS
         and with less than C tokens: the pool would have lost tokens.
         """
+        version_S = np.broadcast_to(version, len(row_of_slot))
         for slot, row in enumerate(row_of_slot):
             live_T = drawn.live_TS[:, slot]
             if row < 0:
@@ -93,7 +94,7 @@ class Rows:
             end = begin + int(live_T.sum())
             rows.tokens_BC[index, begin:end] = drawn.tokens_TS[live_T, slot]
             rows.logprob_BC[index, begin:end] = drawn.logprob_TS[live_T, slot]
-            rows.version_BC[index, begin:end] = version
+            rows.version_BC[index, begin:end] = version_S[slot]
             rows.count_B[index] = end
             has_eos = end > 0 and int(rows.tokens_BC[index, end - 1]) in self.eos_ids
             if drawn.ended_S[slot] != (has_eos or end == self.max_completion_tokens):

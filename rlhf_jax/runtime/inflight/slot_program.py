@@ -1,13 +1,17 @@
 """A program whose rounds are drawn through slots."""
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 
 import jax
 
 from rlhf_jax.devices import sharding
+from rlhf_jax.models.common.adapters import Adapted, Base, Versions, split
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.inflight import ahead
 from rlhf_jax.runtime.inflight.api import PoolState
+from rlhf_jax.runtime.inflight.held import Held
 from rlhf_jax.runtime.inflight.pool import SlotPool
 from rlhf_jax.runtime.inflight.programs import Config, Programs
 from rlhf_jax.runtime.inflight.round import sample_round
@@ -20,6 +24,20 @@ from rlhf_jax.types import Device, Params, Samples
 def place(samples: Samples, program: Program) -> Samples:
     """Puts samples of the host on the mesh of the trainer."""
     return jax.device_put(samples, sharding.row_shardings(samples, program.trainer_mesh))
+
+
+def check_adapters(is_pinned: bool, has_adapters: bool) -> None:
+    """Raises Refusal for pinned rows without adapters.
+
+    Args:
+      is_pinned: rows keep the version of their round.
+      has_adapters: of the policy.
+    """
+    if is_pinned and not has_adapters:
+        raise Refusal(
+            "rlhf.weights is 'pinned' with lora.rank=0, and a pool holds lag + 1 versions of an "
+            "adapter, not of all params; accepted: lora.rank of 1 or more, or rlhf.weights=inflight"
+        )
 
 
 class SlotProgram(Program):
@@ -48,8 +66,12 @@ class SlotProgram(Program):
           segment_steps: most decode steps between two looks at which rows have ended.
           drains: the last rows of a round are moved to fewer slots.
           rebuilds: keys and values of running rows are computed again.
+
+        Raises Refusal for a pinned clock without adapters: versions of all params do not fit beside
+        each other.
         """
         super().__init__(spec, reference_params)
+        check_adapters(spec.clock.pinned, isinstance(self.sampler.first[1], Base))
         num_rows = self.sampler.shapes.tokens_BC.shape[0]
         self.config = Config(
             spec.sampling,
@@ -58,6 +80,7 @@ class SlotProgram(Program):
             num_slots,
             segment_steps,
             num_rows // spec.sampling.samples_per_prompt,
+            spec.clock.lag + 1 if spec.clock.pinned else 0,
         )
         self._drains, self._rebuilds = drains, rebuilds
 
@@ -74,9 +97,27 @@ class SlotProgram(Program):
         model, config, programs = spec.model_of(self.generate_call), self.config, self.slots
         return SlotPool(model, config, spec.prompts, spec.key, mesh, rest=rest, programs=programs)
 
+    def make_held(self) -> Held | None:
+        """The place of the versions that a pinned pool draws with side by side; None of another
+        clock.
+        """
+        if not self.config.num_versions:
+            return None
+        return Held(self.config.num_versions, split(self._sampled_params())[0])
+
+    def _sampled_params(self) -> Params:
+        """Shapes of the params that sample, a version on its base."""
+        _, (params, *_) = self.sampler.calls(self.reference_params)[0]
+        return params  # type: ignore[return-value]
+
     def check_memory(self, asynchronous: bool, slots: Mapping[Device, int] | None = None) -> None:
-        """Counts the pool too, which stays allocated; see `Program.check_memory`."""
-        super().check_memory(asynchronous, slots or self.slots.slot_bytes())
+        """Counts the pool too, which stays allocated, and with it the versions that a pinned pool
+        puts side by side; see `Program.check_memory`.
+        """
+        held = Counter(slots or self.slots.slot_bytes())
+        for device, size in self.sampler.version_bytes()[0].items():
+            held[device] += size * self.config.num_versions
+        super().check_memory(asynchronous, held)
 
     def _ahead(self) -> list[Entry]:
         others = [entry for call in self.calls[1:] for entry in self._entries(call.name)]
@@ -84,9 +125,12 @@ class SlotProgram(Program):
 
     def slot_entries(self) -> list[Entry]:
         """The compiled functions that the pool may call, with shapes of their arguments."""
-        _, (params, *_) = self.sampler.calls(self.reference_params)[0]
+        params, num_versions = self._sampled_params(), self.config.num_versions
+        if num_versions:
+            assert isinstance(params, Adapted)
+            params = Versions(params.base, (params.adapter,) * num_versions, params.scale)
         compactions = self.spec.sampling.num_compactions if self._drains else 0
-        return ahead.entries(self.slots, params, self.spec.key, self._rebuilds, compactions)  # type: ignore[arg-type]
+        return ahead.entries(self.slots, params, self.spec.key, self._rebuilds, compactions)
 
     @cached_property
     def _pool(self) -> tuple[SlotPool, PoolState]:
@@ -94,7 +138,11 @@ class SlotProgram(Program):
         return pool, pool.saved(keeps_cache=False)
 
     def generate(self, params: Published, round_index: int, version: int) -> Samples:
-        """Samples a round with published params; see `Program.generate`."""
+        """Samples a round with published params; see `Program.generate`. The slots of a pinned pool
+        are its stream's, so that a round beside it is a static batch.
+        """
+        if self.config.num_versions:
+            return super().generate(params, round_index, version)
         with self.dispatch_lock:
             pool, empty = self._pool
             pool.restore(empty)

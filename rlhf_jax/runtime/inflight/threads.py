@@ -3,6 +3,7 @@ simulated loop of `loop.py`.
 
     loop      waits for                                  which needs nothing later than
     sampler   the version u * T(s_k) of its boundary     round T(s_k) - 1, harvested before boundary k
+              (pinned: each version that T passes there)
     trainer   a round                                    versions of the boundaries before its last harvest
 
 Each side puts what it has made before it waits, and both waits point back in virtual time, so
@@ -120,9 +121,9 @@ def ending(buffer: Buffer) -> Iterator[None]:
         buffer.stop(error)
 
 
-def take_version(sampler: StreamSampler, buffer: Buffer) -> tuple[int, Published]:
+def take_version(sampler: StreamSampler, buffer: Buffer) -> tuple[int, Published | None]:
     """T of the boundary and its params, for which it waits: exactly the clock's version, or in
-    bounded mode the newest.
+    bounded mode the newest. None where pinned rows need no other version than those that are held.
 
     Snapshots of a boundary are written before it waits, and in bounded mode after it.
     """
@@ -134,8 +135,11 @@ def take_version(sampler: StreamSampler, buffer: Buffer) -> tuple[int, Published
         rounds_trained = version // updates
         sampler.save_passed(rounds_trained)
     else:
-        buffer.raise_failure()
-        sampler.save_passed(rounds_trained)
-        params = buffer.params(rounds_trained * updates)
+        params = None
+        for due in sampler.due(rounds_trained):
+            buffer.raise_failure()
+            sampler.save_passed(due)
+            params = buffer.params(due * updates)
+            sampler.take(params, due)
         buffer.forget_before(rounds_trained * updates)
     return rounds_trained, params

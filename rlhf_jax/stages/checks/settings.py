@@ -23,6 +23,7 @@ from rlhf_jax.algorithms.api import REFERENCE_SCORES
 from rlhf_jax.config import Problems
 from rlhf_jax.devices.mesh import check_rows
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.runtime.inflight.slot_program import check_adapters
 from rlhf_jax.stages import dpo, reward_model, rlhf
 from rlhf_jax.stages.checks import signal
 from rlhf_jax.stages.common import pretrained_models
@@ -73,7 +74,12 @@ def stages_of(job: str, stages: Stages, pretrained: pretrained_models.Config) ->
 
 
 def check_settings(
-    job: str, stages: Stages, pretrained: pretrained_models.Config, algorithm: Algorithm, mesh: Mesh
+    job: str,
+    stages: Stages,
+    pretrained: pretrained_models.Config,
+    algorithm: Algorithm,
+    mesh: Mesh,
+    lora_rank: int = 0,
 ) -> None:
     """Checks what the settings alone decide: schedules, and batches that the mesh must divide.
 
@@ -83,6 +89,7 @@ def check_settings(
       pretrained: folders of models.
       algorithm: of the RLHF stage.
       mesh: of the run.
+      lora_rank: of the run's adapters; 0: there are none.
 
     Raises Refusal with every problem, naming the keys.
     """
@@ -104,6 +111,8 @@ def check_settings(
     if "rlhf" in used:
         with problems.caught():
             rlhf.check(stages.rlhf, algorithm, mesh, stages.plan)
+        with problems.caught():
+            check_adapters(stages.rlhf.weights == "pinned", bool(lora_rank))
         with problems.caught():
             signal.check_reward(stages.rlhf.signal, stages.reward)
     if "prompt_values" in used or ("rlhf" in used and REFERENCE_SCORES in algorithm.needs):

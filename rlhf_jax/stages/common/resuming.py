@@ -159,7 +159,7 @@ def never_sampled(clock: Clock, step: int, ended: int) -> str:
         return ""
     first_round = step // clock.updates_per_round
     begun = clock.issued_before(first_round)
-    if clock.inflight:  # rows of these rounds were admitted before it
+    if clock.streams:  # rows of these rounds were admitted before it
         begun = [first_round - 1 + clock.lag]
     if max(begun, default=-1) < ended:
         return ""
@@ -180,7 +180,7 @@ def check_growth(directory: Path, config: Config) -> None:
             path_of(directory / FOLDER, r)
             for r in clock.issued_before(step // clock.updates_per_round)
         ]
-        if clock.inflight:
+        if clock.streams:
             rounds = [path_of(directory / STREAM_FOLDER, step // clock.updates_per_round)]
         missing = [f"{path} is missing" for path in rounds if not path.exists()]
         why = (

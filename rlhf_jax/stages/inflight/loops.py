@@ -1,4 +1,6 @@
-"""In-flight updates in the RLHF stage: its loop, and the snapshots that its checkpoints need."""
+"""In-flight updates and pinned rows in the RLHF stage: their loop, and the snapshots that its
+checkpoints need.
+"""
 
 import contextlib
 from collections.abc import Generator, Mapping
@@ -41,17 +43,15 @@ def make_program(config: Config, spec: ProgramSpec, reference_params: Params) ->
       reference_params: the frozen reference.
     """
     if config.engine == "slots":
-        sizes, is_inflight = (config.num_slots, config.segment_steps), config.weights == "inflight"
+        sizes, drains = (config.num_slots, config.segment_steps), not config.streams
         rebuilds = bool(config.rebuild_every)
-        return SlotProgram(
-            spec, reference_params, *sizes, drains=not is_inflight, rebuilds=rebuilds
-        )
+        return SlotProgram(spec, reference_params, *sizes, drains=drains, rebuilds=rebuilds)
     return Program(spec, reference_params)
 
 
 def snapshots_of(workspace: Workspace, config: Config) -> Snapshots | None:
-    """The snapshots of a run with in-flight updates; None for another run."""
-    if config.weights != "inflight":
+    """The snapshots of a run whose rows are admitted one by one; None for another run."""
+    if not config.streams:
         return None
     return Snapshots(workspace.directory / FOLDER)
 
@@ -59,7 +59,7 @@ def snapshots_of(workspace: Workspace, config: Config) -> Snapshots | None:
 def make_sampler(
     program: Program, clock: Stream, saving: Saving, snapshot: Snapshot | None
 ) -> StreamSampler:
-    """The sampling side of a program with in-flight updates.
+    """The sampling side of a program with in-flight updates or pinned rows.
 
     Args:
       program: the compiled calls, with the slots of the clock.
@@ -70,7 +70,8 @@ def make_sampler(
     assert isinstance(program, SlotProgram)
     pool = program.make_pool()
     rows = Rows.of(pool.config, program.spec.prompts)
-    return StreamSampler(clock, pool, rows, saving, snapshot, program.dispatch_lock)
+    held = program.make_held()
+    return StreamSampler(clock, pool, rows, saving, snapshot, program.dispatch_lock, held)
 
 
 def looped(

@@ -3,6 +3,7 @@
 engine  weights   a running row                            a round has
 static  round     keeps the version that began it          one version, by the clock of rounds
 slots   inflight  gets new weights between two segments    tokens of several versions, by `Stream`
+slots   pinned    keeps the version of its round           one version of the exact lag, by `Stream`
 """
 
 from dataclasses import dataclass
@@ -17,18 +18,26 @@ from rlhf_jax.refusal import Refusal
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """The engine of sampling, and the clock of in-flight updates."""
+    """The engine of sampling, and the clock of rows that are admitted one by one."""
 
     # static: a batch runs until its longest row has ended; slots: a row that ends is replaced
     engine: Literal["static", "slots"] = "static"
     # When running rows get new weights. round: never, a round has one version; inflight: between
-    # two segments, on the clock `Stream`
-    weights: Literal["round", "inflight"] = "round"
+    # two segments, on the clock `Stream`; pinned: never, and rows of lag + 1 versions of an adapter
+    # are written at once, so that slots do not drain between rounds (needs lora.rank)
+    weights: Literal["round", "inflight", "pinned"] = "round"
     num_slots: Count = 32  # rows that are written at once; of engine=slots
     segment_steps: Count = 16  # decode steps between two looks at which rows have ended
-    tau: Natural = 0  # virtual training time of a round in decode steps; of weights=inflight
-    # Keys and values of running rows are computed again when so many rounds are trained; 0: never
+    # virtual training time of a round in decode steps; of weights=inflight and weights=pinned
+    tau: Natural = 0
+    # Keys and values of running rows are computed again when so many rounds are trained; 0: never.
+    # Of weights=inflight
     rebuild_every: Natural = 0
+
+    @property
+    def streams(self) -> bool:
+        """True where rows are admitted one by one, on the clock `Stream`."""
+        return self.weights != "round"
 
     def check_engine(self, clock: Clock, rows_per_round: int, num_slices: int) -> None:
         """Raises Refusal, naming the keys, for a combination that is not defined.
@@ -38,18 +47,18 @@ class EngineConfig:
           rows_per_round: B.
           num_slices: of the sampler; 0: it has no devices of its own.
         """
-        if self.weights == "inflight" and self.engine != "slots":
+        if self.streams and self.engine != "slots":
             raise Refusal(
-                f"rlhf.weights is 'inflight' with rlhf.engine={self.engine!r}, whose batches have "
-                "one version; accepted: rlhf.engine=slots"
+                f"rlhf.weights is {self.weights!r} with rlhf.engine={self.engine!r}, whose batches "
+                "have one version; accepted: rlhf.engine=slots"
             )
-        if self.weights != "inflight":
-            for name in ("tau", "rebuild_every"):
-                if value := getattr(self, name):
-                    raise Refusal(
-                        f"rlhf.{name} is {value} with rlhf.weights={self.weights!r}, which has no "
-                        "use for it; accepted: 0, or rlhf.weights=inflight"
-                    )
+        users = {"tau": ("inflight", "pinned"), "rebuild_every": ("inflight",)}
+        for name, weights in users.items():
+            if self.weights not in weights and (value := getattr(self, name)):
+                raise Refusal(
+                    f"rlhf.{name} is {value} with rlhf.weights={self.weights!r}, which has no use "
+                    f"for it; accepted: 0, or rlhf.weights={' or '.join(weights)}"
+                )
         if self.engine == "static":
             return
         if clock.bounded and self.tau:
@@ -62,7 +71,7 @@ class EngineConfig:
                 f"rlhf.engine is 'slots' with rlhf.sampler_slices={num_slices} on "
                 f"{jax.process_count()} process(es); accepted: at most one slice, one process"
             )
-        rounds = min(clock.lag + 1, clock.num_rounds) if self.weights == "inflight" else 1
+        rounds = min(clock.lag + 1, clock.num_rounds) if self.streams else 1
         if self.num_slots > (most := rounds * rows_per_round):
             raise Refusal(
                 f"rlhf.num_slots is {self.num_slots}, and at most {most} rows can be written at "
@@ -72,7 +81,7 @@ class EngineConfig:
     def stream(
         self, clock: Clock, rows_per_round: int, trained_boundaries: tuple[int, ...] | None = None
     ) -> Stream:
-        """The clock of in-flight updates.
+        """The clock of in-flight updates and pinned rows.
 
         Args:
           clock: of the run.
@@ -96,7 +105,7 @@ class EngineConfig:
         if self.engine == "static":
             return ""
         text = "rlhf.engine=slots: the seconds of generate below are those of static batches."
-        if self.weights != "inflight":
+        if not self.streams:
             return text
         least = full_throughput_lag(self.stream(clock, rows_per_round), most_tokens, mean_length)
         return (

@@ -152,11 +152,12 @@ class Config(ClockConfig, EngineConfig):
             self.staged,
             self.buffer_rounds,
             self.buffer_draw,
+            self.weights == "pinned",
         )
         if not self.replay_schedule_of:
             return plain
         self.check_replay(self.replay_schedule_of)
-        if plain.inflight:  # `stream` reads it
+        if plain.streams:  # `stream` reads it
             return dataclasses.replace(plain, bounded=False)
         found = ledger.version_schedule(Path(self.replay_schedule_of) / ledger.FILE, plain)
         changes = {"version_schedule": found, "bounded": False, "sync_every": 1}
@@ -164,7 +165,7 @@ class Config(ClockConfig, EngineConfig):
 
 
 def stream(config: Config) -> Stream:
-    """The clock of in-flight updates. Raises as `Config.schedule`.
+    """The clock of in-flight updates and pinned rows. Raises as `Config.schedule`.
 
     `replay_schedule_of` gives the boundaries of another run.
     """
@@ -198,7 +199,7 @@ def advice(config: Config, most_tokens: int, lengths: Sequence[int] = ()) -> str
 
 def replayed(config: Config) -> tuple[int, ...]:
     """The numbers that a replay repeats: a version for each round, or boundaries of the stream."""
-    if config.weights == "inflight":
+    if config.streams:
         return stream(config).trained_boundaries or ()
     return config.schedule().version_schedule
 
