@@ -11,6 +11,7 @@ from rlhf_jax import registry
 from rlhf_jax.building.components import (
     algorithm,
     inert_clip,
+    inert_remat_policy,
     inexact_ratio,
     parts_of_values,
     resolve_auto,
@@ -66,6 +67,7 @@ def checked(
         values[stage]["num_micro_batches"] = count
     values["model"]["remat"] = shared.model.remat
     notices += supervised_memory.notices(shared, settings, run)
+    notices += filter(None, [inert_remat_policy(values)])
     if "rlhf" in run:
         notices += planning.check_memory(shared, settings, chosen)
         notices += filter(None, [inexact_ratio(values), inert_clip(values)])

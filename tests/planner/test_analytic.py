@@ -251,6 +251,20 @@ def test_remat_trades_seconds_for_activations(seven):
     kept = (costs.working_bytes(TRAIN, again) - fixed) / (costs.working_bytes(TRAIN, plain) - fixed)
     assert 1 / 32 < kept < 0.2  # one layer of 32, the residual before each, and the head
     assert costs.seconds(TRAIN, place) == costs.seconds(TRAIN, plain)  # the model's own config
+    # With its products kept, a layer's attention and element-wise work are computed again.
+    dots = formulas(replace(seven, remat_policy="dots"), WORK)
+    assert costs.seconds(TRAIN, plain) < dots.seconds(TRAIN, again) < costs.seconds(TRAIN, again)
+    assert dots.seconds(TRAIN, plain) == costs.seconds(TRAIN, plain)
+    part, tokens = costs.part(TRAIN, place), Positions(1000, 0)
+    saved = [
+        roofline.backward_seconds(each, tokens, True) for each in (part, dots.part(TRAIN, place))
+    ]
+    assert saved[0] - saved[1] == pytest.approx(roofline.products_seconds(part, tokens))
+    tokens = 64 / 4 / 8 * 256  # prompts, minibatches, devices, positions
+    products = 3 * 4096 + 4096 + 2 * 11008  # queries, keys, values; attention's output; gate and up
+    assert dots.working_bytes(TRAIN, again) - costs.working_bytes(TRAIN, again) == pytest.approx(
+        32 * products * tokens * 2, rel=0.01
+    )
 
 
 def test_states_and_copies_are_cut_by_fsdp_and_tensor(seven):
@@ -383,9 +397,9 @@ SMALL_WORK = Workload(num_prompts=16, samples_per_prompt=4, prompt_tokens=24, co
 ROWS = 64
 
 
-def compiled(call, mesh_shape):
+def compiled(call, mesh_shape, options=None, **changes):
     """The program of a call of `SMALL` on CPU devices, compiled from shapes."""
-    model, mesh = llama.make(SMALL), make_mesh(Config(*mesh_shape))
+    model, mesh = llama.make(replace(SMALL, **changes)), make_mesh(Config(*mesh_shape))
     params = sharding.abstract_params(model, mesh)
     of = jax.ShapeDtypeStruct
     prompts = [of((ROWS, 24), jnp.int32), of((ROWS, 24), bool)]
@@ -427,7 +441,7 @@ def compiled(call, mesh_shape):
     )
     shardings = (where, sharding.replicated(mesh))
     program = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-    return program.lower(state, sharding.abstract_rows(batch, mesh)).compile()
+    return program.lower(state, sharding.abstract_rows(batch, mesh)).compile(options)
 
 
 # Our bytes by XLA's temporary ones, of programs compiled for CPU devices; a schedule moves them. A
@@ -458,3 +472,22 @@ def test_bytes_are_those_of_the_compiled_program(call, mesh_shape):
     ratio = costs.working_bytes(call, place) / analysis.temp_size_in_bytes
     print(call.name, mesh_shape, f"ours / temporary = {ratio:.2f}")
     assert least < ratio < most
+
+
+@pytest.mark.parametrize("policy", ["full", "dots"])
+def test_bytes_of_a_layer_with_remat_are_those_of_the_compiled_program(policy):
+    """The difference of four layers to two; see `tests/models/test_remat.py` for the barriers."""
+    options = {
+        "xla_disable_hlo_passes": "cse_barrier_expander",
+        "xla_backend_optimization_level": 0,
+    }
+    place, ours, theirs = on(1, 1, 1), [], []
+    for num_layers in (2, 4):
+        changes = {"num_layers": num_layers, "remat": True, "remat_policy": policy}
+        shape = shapes.model_shape(llama.make(replace(SMALL, **changes)))
+        ours.append(formulas(shape, SMALL_WORK, hardware="cpu").working_bytes(TRAIN, place))
+        analysis: Any = compiled(TRAIN, (1, 1, 1), options, **changes).memory_analysis()
+        theirs.append(analysis.temp_size_in_bytes)
+    ratio = (ours[1] - ours[0]) / (theirs[1] - theirs[0])
+    print(f"ours / temporary, of two layers = {ratio:.2f}")
+    assert 0.9 < ratio < 1.2
