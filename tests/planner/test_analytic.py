@@ -20,6 +20,7 @@ from rlhf_jax.planner.api import Workload
 from rlhf_jax.planner.costs import memory, roofline, shapes
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import find
+from rlhf_jax.planner.costs.hosts import OnEveryHost
 from rlhf_jax.planner.costs.roofline import Positions
 from rlhf_jax.types import Batch, Placement, Prompts, Samples
 
@@ -324,6 +325,26 @@ def test_sampling_brings_whole_params_together_once_where_they_fit(seven):
     assert moves.working_bytes(GENERATE, shards) < costs.working_bytes(GENERATE, shards)
     assert moves.part(GENERATE, shards).rows_move
     assert not costs.part(GENERATE, shards).rows_move
+
+
+def test_hosts_multiply_data_and_sum_gradients_over_the_network(seven):
+    """Two hosts with twice the prompts take one host's seconds, and those of the network."""
+    place, one = on(1, 8, 1), formulas(seven, WORK, num_devices=8)
+    two = OnEveryHost(formulas(seven, replace(WORK, num_prompts=128)), 2, 8)
+    assert two.everywhere(Placement((4, 5), (1, 2, 1))) == Placement((4, 5, 12, 13), (2, 2, 1))
+    for call in CALLS:
+        assert two.working_bytes(call, place) == pytest.approx(one.working_bytes(call, place))
+        more = two.seconds(call, place) - one.seconds(call, place)
+        # Each device has an eighth of the gradients in float32; norms are whole.
+        norms, ring = 65 * 4096, 2 / 2 / (0.8 * 50e9)
+        summed = 4 * 4 * (6_738_415_616 - norms) / 8 * ring
+        assert more == pytest.approx(summed if call is TRAIN else 0.0, rel=0.01)
+    assert two.state_bytes("policy", place) == one.state_bytes("policy", place)
+    assert two.params_bytes("policy", place) == one.params_bytes("policy", place)
+    assert two.refusal(TRAIN, place) is None
+    assert "device 8 is none of a host's, which has 8" in (
+        two.refusal(TRAIN, Placement((8,), (1, 1, 1))) or ""
+    )
 
 
 def test_what_cannot_be_placed_is_refused_with_its_numbers(seven):
