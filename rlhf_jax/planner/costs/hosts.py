@@ -38,7 +38,7 @@ class OnEveryHost:
         return self.costs.shared_throughput
 
     def refusal(self, call: Call, placement: Placement) -> str | None:
-        """As of all hosts; and for devices that a host does not have."""
+        """The reason of all hosts; and one for devices that a host does not have."""
         if max(placement.devices) >= self.devices_per_host:
             return (
                 f"device {max(placement.devices)} is none of a host's, which has "
