@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.models.api import Cache, Model, repeat_cache, repeat_rows
+from rlhf_jax.models.common import stacking
 from rlhf_jax.models.common.layout import sampling_mesh, whole_params
 from rlhf_jax.ops import draw, versions
 from rlhf_jax.ops.masked import positions_from_mask
@@ -138,7 +139,7 @@ def prefill(
       samples_per_prompt: G.
     """
     num_prompts = prompts.tokens_PQ.shape[0]
-    cache = model.init_cache(num_prompts, num_columns)
+    cache = stacking.stacked_cache(model.init_cache(num_prompts, num_columns), params)
     positions_PQ = positions_from_mask(prompts.mask_PQ)
     hidden_PQD, cache = model.apply(params, prompts.tokens_PQ, positions_PQ, prompts.mask_PQ, cache)
     assert cache is not None
@@ -205,7 +206,7 @@ def _rows_of(loop: _Loop, index_Sk: Array) -> _Loop:
     }
     rows = {name: take(getattr(loop, name)) for name in ("length_B", "token_B", "done_B")}
     greedy_B = None if loop.greedy_B is None else take(loop.greedy_B)
-    cache = jax.tree.map(take, loop.cache)
+    cache = jax.tree.map(lambda array: take(array, int(array.ndim == 5)), loop.cache)
     return loop._replace(**columns, **rows, greedy_B=greedy_B, cache=cache)
 
 

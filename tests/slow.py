@@ -35,6 +35,16 @@ SLOW = {
     "tests/face/test_calls.py::test_a_round_is_that_of_the_compiled_program[2-": (
         "tests/face/test_calls.py::test_a_round_is_that_of_the_compiled_program[1-"
     ),
+    "tests/planner/test_analytic.py::"
+    "test_bytes_of_a_layer_with_remat_are_those_of_the_compiled_program": (
+        "tests/planner/test_analytic.py::test_remat_trades_seconds_for_activations"
+    ),
+    "tests/stages/test_resuming.py::test_checkpoints_of_either_form_go_on_in_the_other": (
+        "tests/records/test_layer_forms.py::test_a_checkpoint_is_read_in_either_form"
+    ),
+    "tests/models/test_remat.py::test_an_update_keeps_less[four layers]": (
+        "tests/models/test_remat.py::test_an_update_keeps_less[eight layers in a scan]"
+    ),
     "tests/planner/test_tpu_compile.py::": (
         "tests/ops/test_sharded_logprobs.py::"
         "test_the_kernel_is_gathered_once_and_its_gradient_reduced_once"

@@ -15,7 +15,7 @@ from rlhf_jax.algorithms.common.numbers import with_arguments
 from rlhf_jax.building.nodes import defaults, named
 from rlhf_jax.building.validation import check_task
 from rlhf_jax.config import Settings, fill
-from rlhf_jax.devices import mesh
+from rlhf_jax.devices import mesh, placement
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common import family as families
@@ -161,6 +161,23 @@ def inert_clip(values: dict[str, Any]) -> str:
         f"algorithm.{key} is {low} at level 'sequence_mean': the ratio of a "
         "completion to the power of one over its length hardly ever leaves such a clip; GSPO has "
         "0.0003 and 0.0004"
+    )
+
+
+def inert_remat_policy(values: dict[str, Any]) -> str:
+    """A sentence about a remat policy that no update follows, by the model or the plan; "" where
+    there is none.
+
+    Args:
+      values: of a config, whose plan is resolved.
+    """
+    node = values["model"]
+    policy, plan = node.get("remat_policy", "full"), placement.parse(values["plan"])
+    if policy == "full" or node["remat"] or any(place.remat for place in plan.placements.values()):
+        return ""
+    return (
+        f"model.remat_policy is {policy!r}, but no update computes layers again: it takes effect with "
+        "--config.model.remat=True, or remat in a plan"
     )
 
 

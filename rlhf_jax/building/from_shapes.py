@@ -99,6 +99,8 @@ def shaped(config: ConfigDict, devices: Sequence[Device], num_layers: int = 0) -
         problem = planned(model, network)
     with distributed.standing_in(devices):
         on = mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh"))
+        hosts = len(distributed.devices_by_host())
+        problem, whole = (dataclasses.replace(each, hosts=hosts) for each in (problem, whole))
         if settings.plan in planning.CHOSEN:
             plan, notice = _plan(settings, whole, on)
             settings = dataclasses.replace(settings, plan=plan)

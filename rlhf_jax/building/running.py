@@ -12,6 +12,7 @@ from rlhf_jax.building import unread
 from rlhf_jax.building.components import (
     algorithm,
     inert_clip,
+    inert_remat_policy,
     inexact_ratio,
     parts_of_values,
     resolve_auto,
@@ -67,6 +68,7 @@ def checked(
         values[stage]["num_micro_batches"] = count
     values["model"]["remat"] = shared.model.remat
     notices += supervised_memory.notices(shared, settings, run)
+    notices += filter(None, [inert_remat_policy(values)])
     if "rlhf" in run:
         notices += planning.check_memory(shared, settings, chosen)
         notices += filter(None, [inexact_ratio(values), inert_clip(values)])

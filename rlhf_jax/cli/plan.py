@@ -15,6 +15,7 @@ that they fit in memory. What cannot be planned is one line and exit status 2.
 """
 
 import argparse
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -90,8 +91,16 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
         )
     lengths = planning.drawn_lengths(options.lengths) if options.lengths else ()
     problem = build.problem(config, device, options.devices or here or 1, lengths)
+    if here:
+        problem = dataclasses.replace(problem, hosts=1)  # of one process, which has them all
     profile = None
     values = config.to_dict()
+    on = fill(mesh.Config, values["mesh"], "mesh")
+    if problem.num_hosts > 1 and on.fsdp_hosts != 1:
+        raise Refusal(
+            f"mesh.fsdp_hosts is {on.fsdp_hosts}: a plan over {problem.num_hosts} hosts of "
+            f"{problem.devices_of_host} devices has all params on each host; accepted: 1"
+        )
     settings = fill(rlhf.Config, values["rlhf"], "rlhf")
     if advice := rlhf.advice(settings, values["lengths"]["max_completion_tokens"], lengths):
         print(advice)
@@ -106,9 +115,7 @@ def _plan(config: ConfigDict, options: argparse.Namespace) -> None:
         print(f"{len(profile.known)} figures measured, in {planning.PROFILE}")
     else:
         found = problem.search()
-    shape = mesh.mesh_shape(
-        fill(mesh.Config, config.to_dict()["mesh"], "mesh"), problem.num_devices
-    )
+    shape = mesh.mesh_shape(on, problem.devices_of_host)
     trainer = Placement(tuple(range(math.prod(shape))), shape)
     table.show(problem, found, profile, trainer, options.output)
 

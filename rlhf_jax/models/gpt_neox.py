@@ -51,6 +51,9 @@ class Config:
     # from this many layers on, params hold the layers stacked, and training and scoring scan them;
     # 0: never. 12 suits deep models whose compile time counts more than a copy while they sample
     scan_layers: Natural = 0
+    # with remat: "full" keeps the input of each layer alone; "dots" also its products with params, so
+    # that attention and element-wise work alone are computed again
+    remat_policy: Literal["full", "dots"] = "full"
 
     @property
     def num_kv_heads(self) -> int:

@@ -65,6 +65,9 @@ class Config:
     # from this many layers on, params hold the layers stacked, and training and scoring scan them;
     # 0: never. 12 suits deep models whose compile time counts more than a copy while they sample
     scan_layers: Natural = 0
+    # with remat: "full" keeps the input of each layer alone; "dots" also its products with params, so
+    # that attention and element-wise work alone are computed again
+    remat_policy: Literal["full", "dots"] = "full"
 
     def window(self, layer: int) -> int:
         """Number of columns that a query of this layer sees at most, its own among them; 0 is all."""

@@ -32,6 +32,24 @@ class Option:
     resident_bytes: float
 
 
+def num_hosts(num_devices: int, devices_per_host: int) -> int:
+    """Hosts that so many devices fill; 1 for fewer than a host has.
+
+    Raises Refusal if the devices are not whole hosts.
+    """
+    if (
+        num_devices < 1
+        or devices_per_host < 1
+        or (num_devices > devices_per_host and num_devices % devices_per_host)
+    ):
+        raise Refusal(
+            f"{num_devices} devices do not make whole hosts of {devices_per_host}; accepted: fewer "
+            "than a host has, or a "
+            "multiple"
+        )
+    return max(1, num_devices // devices_per_host)
+
+
 def slices(num_devices: int, devices_per_host: int) -> list[tuple[int, ...]]:
     """Slices of devices, the smaller first.
 
@@ -46,18 +64,9 @@ def slices(num_devices: int, devices_per_host: int) -> list[tuple[int, ...]]:
 
     Raises Refusal if the devices are not whole hosts.
     """
-    if (
-        num_devices < 1
-        or devices_per_host < 1
-        or (num_devices > devices_per_host and num_devices % devices_per_host)
-    ):
-        raise Refusal(
-            f"{num_devices} devices do not make whole hosts of {devices_per_host}; accepted: fewer "
-            "than a host has, or a "
-            "multiple"
-        )
+    hosts = num_hosts(num_devices, devices_per_host)
     host = min(devices_per_host, num_devices)
-    runs = set(_host_runs(num_devices // host, host, aligned=num_devices > ALL_HOST_RUNS))
+    runs = set(_host_runs(hosts, host, aligned=num_devices > ALL_HOST_RUNS))
     size = 1
     while size < host:
         runs |= {

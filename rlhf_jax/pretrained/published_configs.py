@@ -21,6 +21,7 @@ from rlhf_jax.refusal import Refusal
 NOT_PUBLISHED = (
     "dtype",
     "remat",
+    "remat_policy",
     "attention",
     "scan_layers",
     "init_scale",

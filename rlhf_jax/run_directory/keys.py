@@ -75,7 +75,7 @@ _OF_CLASS: dict[Class, str] = {
     # Sums in another order: other meshes, batches and micro-batches; layers that are computed
     # twice or in a scan; other kernels.
     Class.ROUNDING: """
-        mesh.data mesh.fsdp mesh.tensor mesh.fsdp_hosts plan model.remat model.attention model.scan_layers
+        mesh.data mesh.fsdp mesh.tensor mesh.fsdp_hosts plan model.remat model.remat_policy model.attention model.scan_layers
         pretrained.gold_rows_per_batch evaluate.prompts_per_batch
         sft.num_micro_batches reward_model.num_micro_batches rlhf.num_micro_batches rlhf.num_compactions
         dpo.num_micro_batches

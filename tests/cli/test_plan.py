@@ -2,12 +2,19 @@
 planned.
 """
 
+import dataclasses
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
-from rlhf_jax.cli import plan
-from rlhf_jax.devices.placement import parse
+from rlhf_jax import build
+from rlhf_jax.cli import plan, run
+from rlhf_jax.devices.mesh import over_hosts
+from rlhf_jax.devices.placement import ResolvedPlan, parse
+from rlhf_jax.planner.costs import hardware
+from rlhf_jax.stages.settings.rlhf import check_placements
 
 QUICKSTART = "--config=configs/quickstart.py:algorithm=ppo"
 TLDR = "--config=configs/tldr/ppo.py"
@@ -107,3 +114,45 @@ def test_lengths_of_a_run_shorten_the_round(capsys, tmp_path):
         row = next(line for line in out.splitlines() if line.startswith("generate"))
         seconds.append(float(row.split()[5]))
     assert seconds[1] < 0.6 * seconds[0]
+
+
+@pytest.fixture
+def hosts_of_two(monkeypatch):
+    """H100 in hosts of two devices, which are planned for in a second."""
+    small = dataclasses.replace(hardware.TABLE["h100"], devices_per_host=2)
+    monkeypatch.setitem(hardware.TABLE, "h100", small)
+
+
+def test_plans_over_hosts_are_those_that_a_run_takes(capsys, tmp_path, hosts_of_two):
+    """Both that are printed: the devices are those of a host, and the hosts multiply data."""
+    asked = QUICKSTART, "--devices=4", "--hardware=h100"
+    status, out, err = planned(capsys, tmp_path, *asked)
+    assert (status, err) == (0, "")
+    assert out.startswith("2 hosts of 2 x h100; ")
+    texts = [line.split('"')[1] for line in out.splitlines() if "--config.plan=" in line]
+    assert len(texts) == 2
+    assert "plan=fit" not in out, "a run on several hosts refuses it"
+    _, settings, algorithm = build.parts(run.parse(["", QUICKSTART]))
+    grid = np.array(jax.devices()[:4]).reshape(2, 2)
+    for text in texts:
+        where = ResolvedPlan(over_hosts(grid, (2, 1, 1)), grid, parse(f"{text}; others: 0-1"))
+        check_placements(settings.rlhf, algorithm, where)
+        for call, placement in where.plan.placements.items():
+            assert where.mesh(call).devices.size == 2 * len(placement.devices)
+    assert {
+        device for text in texts for p in parse(text).placements.values() for device in p.devices
+    } == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("plan=train_policy: 2-3; others: 0-1", "accepted: different ones of 0 ... 1"),
+        ("mesh.fsdp_hosts=-1", "mesh.fsdp_hosts is -1: a plan over 2 hosts of 2 devices"),
+    ],
+)
+def test_plans_that_hosts_cannot_run_are_refused(capsys, tmp_path, hosts_of_two, setting, words):
+    asked = QUICKSTART, "--devices=4", "--hardware=h100", f"--config.{setting}"
+    status, _, err = planned(capsys, tmp_path, *asked)
+    assert status == 2
+    assert words in err

@@ -11,12 +11,13 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from rlhf_jax import scoring
+from rlhf_jax import sampling, scoring
 from rlhf_jax.models import gemma3, gpt_neox, llama, qwen2
 from rlhf_jax.models.common import adapters, blocks, stacking
 from rlhf_jax.models.common.family import find
 from rlhf_jax.ops.masked import positions_from_mask
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.types import Prompts, Samples
 
 from .families import SUBJECTS, V, config_of, quick_jit, random_params
 
@@ -64,8 +65,9 @@ def close(actual: object, expected: object, atol: float = 1e-5) -> None:
 
 
 def compare(name: str, loss: Callable, **changes: object) -> None:
-    """Both forms in one program: values and gradients."""
-    plain, stacked = models(name, **changes)
+    """Both forms in one program: values and gradients. The changes are of the stacked one."""
+    plain, stacked = models(name)
+    stacked = stacked.with_config(**changes)
     params = random_params(plain, 0)
 
     @quick_jit
@@ -85,7 +87,7 @@ def test_training_and_scoring_do_not_depend_on_the_form(name):
 
 
 def test_a_prompt_run_once_does_not_depend_on_the_form():
-    compare("gemma3", of_completions, remat=True)
+    compare("llama", of_completions, remat=True, remat_policy="dots")
 
 
 def test_adapters_are_stacked_with_their_layers():
@@ -214,6 +216,55 @@ def test_decoding_from_stacked_params_is_decoding_from_unrolled_ones():
         return tuple(found)
 
     close(*decoded(params))
+
+
+def sampled(
+    params: dict, model: object, num_prompts: int, length: int, **changes: object
+) -> Samples:
+    """Four completions of each prompt."""
+    config = sampling.Config(length, 4, **changes)
+    tokens_PQ = jnp.arange(num_prompts * Q, dtype=jnp.int32).reshape(num_prompts, Q) % V
+    mask_PQ = jnp.arange(Q)[None] >= jnp.arange(num_prompts)[:, None] % Q
+    prompts = Prompts(tokens_PQ, mask_PQ, jnp.arange(num_prompts))
+    key, version = jax.random.key(7), jnp.int32(0)
+    return sampling.sample(
+        params, prompts, key, version, model=model, config=config, eos_id=1, pad_id=0
+    )
+
+
+def test_samples_of_stacked_params_are_those_of_unrolled_ones():
+    """With a period, a rest, and rows that are gathered once most have ended."""
+    plain, stacked = models("gemma3")
+
+    @quick_jit
+    def both(params: dict) -> tuple:
+        forms = (plain, params), (stacked, stacked.stacked(params))
+        return tuple(sampled(own, model, 2, 9, num_compactions=1) for model, own in forms)
+
+    expected, found = both(random_params(plain, 0))
+    np.testing.assert_array_equal(found.tokens_BC, expected.tokens_BC)
+    close(found.behavior_logprob_BC, expected.behavior_logprob_BC)
+    num_ended = int(jnp.sum(expected.finished_B))
+    assert 6 <= num_ended < 8, "compacted"
+
+
+def test_sampling_copies_neither_stacked_params_nor_the_cache():
+    """Temporary memory beside one cache: less than half of the params."""
+    config = gpt_neox.Config(64, 64, 24, 4, 256, scan_layers=12)
+    model, (num_prompts, length) = gpt_neox.make(config), (2, 12)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+
+    def program(params: dict) -> Samples:
+        return sampled(params, model, num_prompts, length)
+
+    memory = quick_jit(program).lower(params).compile().memory_analysis()
+    cache = jax.eval_shape(lambda: model.init_cache(4 * num_prompts, Q + length))
+    cache_bytes, params_bytes = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for tree in ((cache.keys, cache.values), params)
+    )
+    print(memory.temp_size_in_bytes, cache_bytes, params_bytes)
+    assert cache_bytes <= memory.temp_size_in_bytes < cache_bytes + params_bytes / 2
 
 
 def test_layers_that_differ_are_not_scanned():

@@ -20,6 +20,7 @@ from rlhf_jax.planner.api import Workload
 from rlhf_jax.planner.costs import memory, roofline, shapes
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import find
+from rlhf_jax.planner.costs.hosts import OnEveryHost
 from rlhf_jax.planner.costs.roofline import Positions
 from rlhf_jax.types import Batch, Placement, Prompts, Samples
 
@@ -251,6 +252,20 @@ def test_remat_trades_seconds_for_activations(seven):
     kept = (costs.working_bytes(TRAIN, again) - fixed) / (costs.working_bytes(TRAIN, plain) - fixed)
     assert 1 / 32 < kept < 0.2  # one layer of 32, the residual before each, and the head
     assert costs.seconds(TRAIN, place) == costs.seconds(TRAIN, plain)  # the model's own config
+    # With its products kept, a layer's attention and element-wise work are computed again.
+    dots = formulas(replace(seven, remat_policy="dots"), WORK)
+    assert costs.seconds(TRAIN, plain) < dots.seconds(TRAIN, again) < costs.seconds(TRAIN, again)
+    assert dots.seconds(TRAIN, plain) == costs.seconds(TRAIN, plain)
+    part, tokens = costs.part(TRAIN, place), Positions(1000, 0)
+    saved = [
+        roofline.backward_seconds(each, tokens, True) for each in (part, dots.part(TRAIN, place))
+    ]
+    assert saved[0] - saved[1] == pytest.approx(roofline.products_seconds(part, tokens))
+    tokens = 64 / 4 / 8 * 256  # prompts, minibatches, devices, positions
+    products = 3 * 4096 + 4096 + 2 * 11008  # queries, keys, values; attention's output; gate and up
+    assert dots.working_bytes(TRAIN, again) - costs.working_bytes(TRAIN, again) == pytest.approx(
+        32 * products * tokens * 2, rel=0.01
+    )
 
 
 def test_states_and_copies_are_cut_by_fsdp_and_tensor(seven):
@@ -310,6 +325,26 @@ def test_sampling_brings_whole_params_together_once_where_they_fit(seven):
     assert moves.working_bytes(GENERATE, shards) < costs.working_bytes(GENERATE, shards)
     assert moves.part(GENERATE, shards).rows_move
     assert not costs.part(GENERATE, shards).rows_move
+
+
+def test_hosts_multiply_data_and_sum_gradients_over_the_network(seven):
+    """Two hosts with twice the prompts take one host's seconds, and those of the network."""
+    place, one = on(1, 8, 1), formulas(seven, WORK, num_devices=8)
+    two = OnEveryHost(formulas(seven, replace(WORK, num_prompts=128)), 2, 8)
+    assert two.everywhere(Placement((4, 5), (1, 2, 1))) == Placement((4, 5, 12, 13), (2, 2, 1))
+    for call in CALLS:
+        assert two.working_bytes(call, place) == pytest.approx(one.working_bytes(call, place))
+        more = two.seconds(call, place) - one.seconds(call, place)
+        # Each device has an eighth of the gradients in float32; norms are whole.
+        norms, ring = 65 * 4096, 2 / 2 / (0.8 * 50e9)
+        summed = 4 * 4 * (6_738_415_616 - norms) / 8 * ring
+        assert more == pytest.approx(summed if call is TRAIN else 0.0, rel=0.01)
+    assert two.state_bytes("policy", place) == one.state_bytes("policy", place)
+    assert two.params_bytes("policy", place) == one.params_bytes("policy", place)
+    assert two.refusal(TRAIN, place) is None
+    assert "device 8 is none of a host's, which has 8" in (
+        two.refusal(TRAIN, Placement((8,), (1, 1, 1))) or ""
+    )
 
 
 def test_what_cannot_be_placed_is_refused_with_its_numbers(seven):
@@ -383,9 +418,9 @@ SMALL_WORK = Workload(num_prompts=16, samples_per_prompt=4, prompt_tokens=24, co
 ROWS = 64
 
 
-def compiled(call, mesh_shape):
+def compiled(call, mesh_shape, options=None, **changes):
     """The program of a call of `SMALL` on CPU devices, compiled from shapes."""
-    model, mesh = llama.make(SMALL), make_mesh(Config(*mesh_shape))
+    model, mesh = llama.make(replace(SMALL, **changes)), make_mesh(Config(*mesh_shape))
     params = sharding.abstract_params(model, mesh)
     of = jax.ShapeDtypeStruct
     prompts = [of((ROWS, 24), jnp.int32), of((ROWS, 24), bool)]
@@ -427,7 +462,7 @@ def compiled(call, mesh_shape):
     )
     shardings = (where, sharding.replicated(mesh))
     program = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-    return program.lower(state, sharding.abstract_rows(batch, mesh)).compile()
+    return program.lower(state, sharding.abstract_rows(batch, mesh)).compile(options)
 
 
 # Our bytes by XLA's temporary ones, of programs compiled for CPU devices; a schedule moves them. A
@@ -458,3 +493,22 @@ def test_bytes_are_those_of_the_compiled_program(call, mesh_shape):
     ratio = costs.working_bytes(call, place) / analysis.temp_size_in_bytes
     print(call.name, mesh_shape, f"ours / temporary = {ratio:.2f}")
     assert least < ratio < most
+
+
+@pytest.mark.parametrize("policy", ["full", "dots"])
+def test_bytes_of_a_layer_with_remat_are_those_of_the_compiled_program(policy):
+    """The difference of four layers to two; see `tests/models/test_remat.py` for the barriers."""
+    options = {
+        "xla_disable_hlo_passes": "cse_barrier_expander",
+        "xla_backend_optimization_level": 0,
+    }
+    place, ours, theirs = on(1, 1, 1), [], []
+    for num_layers in (2, 4):
+        changes = {"num_layers": num_layers, "remat": True, "remat_policy": policy}
+        shape = shapes.model_shape(llama.make(replace(SMALL, **changes)))
+        ours.append(formulas(shape, SMALL_WORK, hardware="cpu").working_bytes(TRAIN, place))
+        analysis: Any = compiled(TRAIN, (1, 1, 1), options, **changes).memory_analysis()
+        theirs.append(analysis.temp_size_in_bytes)
+    ratio = (ours[1] - ours[0]) / (theirs[1] - theirs[0])
+    print(f"ours / temporary, of two layers = {ratio:.2f}")
+    assert 0.9 < ratio < 1.2

@@ -7,10 +7,12 @@ import json
 import shutil
 import traceback
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from rlhf_jax.models.common import decoder
+from rlhf_jax.models.common import decoder, stacking
 from rlhf_jax.records.checkpoints import Checkpoints
 from rlhf_jax.records.rates import is_timing
 from rlhf_jax.records.saved_rounds import SavedRounds
@@ -455,3 +457,35 @@ def test_chosen_updates_are_profiled_and_change_nothing(tmp_path):
         assert traced == ["update_2", "update_5"]
         assert list((directory / "profile" / "update_5").rglob("*.xplane.pb"))
         assert runs.same(runs.policy(directory), runs.policy(tmp_path / "plain"))
+
+
+def test_checkpoints_of_either_form_go_on_in_the_other(tmp_path, capfd):
+    """Version 1 has an entry per layer, and 2 has its layers stacked; the params at the end are
+    those of a run that was unrolled all along, up to rounding.
+    """
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    settings = {
+        "model__num_layers": 2,
+        "rlhf__total_prompts": 12,
+        "rlhf__lag": 1,
+        "rlhf__evaluate_every": 0,
+    }
+    runs.run(whole, **settings)
+    shutil.copytree(whole, run)
+    names = []
+    for newest, scan_layers in ((1, 2), (2, 0)):
+        remove_after(run, newest)
+        capfd.readouterr()
+        runs.run(run, model__scan_layers=scan_layers, **settings)
+        assert "numbers agree with those of before to rounding only" in capfd.readouterr().err
+        assert runs.steps(run) == [1, 2, 3]
+        with ocp.CheckpointManager(run / "checkpoints" / "rlhf") as manager:
+            tree = manager.restore(3, args=ocp.args.StandardRestore())
+        params = tree["policy"]["params"]
+        names.append("scanned_layers_0" in params)
+        np.testing.assert_allclose(
+            np.concatenate([x.ravel() for x in jax.tree.leaves(stacking.unstack(params))]),
+            np.concatenate([x.ravel() for x in runs.policy(whole)]),
+            atol=1e-5,
+        )
+    assert names == [True, False]

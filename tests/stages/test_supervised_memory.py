@@ -7,6 +7,7 @@ import pytest
 
 from configs import quickstart
 from rlhf_jax import build
+from rlhf_jax.building import running
 from rlhf_jax.planner.costs import hardware
 from rlhf_jax.stages.checks import supervised_memory
 from rlhf_jax.stages.settings.stages import DPOConfig
@@ -92,3 +93,20 @@ def test_parts_that_are_left_open_are_one_where_memory_is_not_known(tmp_path):
     workspace, stages, _ = build.prepare(config)
     assert (stages.sft.num_micro_batches, stages.reward_model.num_micro_batches) == (1, 1)
     assert not workspace.model.remat
+
+
+def test_a_remat_policy_that_no_update_follows_is_told(tmp_path):
+    """It is told for a model without remat; a plan may have remat where the model has none."""
+    config = quickstart.get_config()
+    config.directory = str(tmp_path / "run")
+    config.model.remat_policy = "dots"
+    wanted = "model.remat_policy is 'dots', but no update computes layers again"
+    for plan, remat, is_told in (
+        ("", False, True),
+        ("", True, False),
+        ("train_policy: 0 remat; others: 0", False, False),
+        ("train_policy: 0; others: 0", False, True),
+    ):
+        config.plan, config.model.remat = plan, remat
+        _, _, notices = running.checked(config)
+        assert any(line.startswith(wanted) for line in notices) == is_told

@@ -19,8 +19,9 @@ def heading(problem: Problem) -> str:
     shapes = ", ".join(
         f"{role} {shape.num_params / 1e9:.3g}B" for role, shape in problem.shapes.items()
     )
+    of_hosts = f"{problem.num_hosts} hosts of " if problem.num_hosts > 1 else ""
     return (
-        f"{problem.num_devices} x {problem.hardware.name}; {shapes}; {work.prompts_text} x "
+        f"{of_hosts}{problem.devices_of_host} x {problem.hardware.name}; {shapes}; {work.prompts_text} x "
         f"{work.samples_per_prompt} a round, {work.loop} loop, lag {work.lag}\n"
     )
 
@@ -29,7 +30,8 @@ def show_written(problem: Problem, text: str, output: Path) -> None:
     """Prints the simulation of a plan that was written by hand. Calls that it does not name are
     sharded along `data` on all devices.
     """
-    everywhere = Placement(tuple(range(problem.num_devices)), (problem.num_devices, 1, 1))
+    of_host = problem.devices_of_host
+    everywhere = Placement(tuple(range(of_host)), (of_host, 1, 1))
     found = problem.expected(parse(text), everywhere)
     print(heading(problem))
     print(gantt.table(found.simulation))
@@ -79,12 +81,18 @@ def show(
 
 
 def _on_own_mesh(problem: Problem, trainer: Placement) -> str:
-    """One line about `plan=fit`."""
+    """One line about `plan=fit`, or about its plan, which a run on several hosts takes as text."""
+    hosts = problem.num_hosts > 1
     try:
         plan = problem.fit(trainer)
     except Refusal as error:
-        return f"or on the config's own mesh, --config.plan=fit: {error}"
+        return f"or on the config's own mesh{'' if hosts else ', --config.plan=fit'}: {error}"
     seconds = problem.expected(plan).simulation.seconds_per_round
+    if hosts:
+        return (
+            f"or on the config's own mesh, {seconds:.3g} s a round:  "
+            f'--config.plan="{text_of(plan)}"'
+        )
     return (
         f"or on the config's own mesh, --config.plan=fit: {seconds:.3g} s a round, "
         f'"{text_of(plan)}"'

@@ -26,6 +26,12 @@ from rlhf_jax.types import Array, Params
 Depth = Annotated[int, Bounds(least=1, most=1024)]
 """Layers, each of which is traced: more would take minutes before anything is compiled."""
 T = TypeVar("T")
+REMAT_POLICIES = {
+    "full": None,  # nothing but a layer's input is kept
+    # Attention's scores and mixed values have batch dimensions: they are computed again.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""The results that the backward pass of a layer with remat finds kept, by `remat_policy`."""
 SHARED_DRAW = 1 << 20  # elements; see `draw`
 
 
@@ -183,6 +189,11 @@ class Decoder:
         return self.config.remat
 
     @property
+    def remat_policy(self) -> str:
+        """The results that the backward pass finds kept where `remat` is on: see `REMAT_POLICIES`."""
+        return remat_policy(self.config)
+
+    @property
     def scan_layers(self) -> int:
         """Layers from which on params hold them stacked; 0: never, as in a config without it."""
         return getattr(self.config, "scan_layers", 0)
@@ -281,7 +292,7 @@ def run_layer(
     """The residual `[B*L, D]` after a layer, and its keys and values to keep `[B, J, M, K]`.
 
     With `config.remat` the backward pass computes the layer again from what goes into it (Chen et
-    al. 2016, arXiv 1604.06174), with a cache or without one.
+    al. 2016, arXiv 1604.06174) and what `REMAT_POLICIES` keeps, with a cache or without one.
     """
 
     def run(layer: DecoderLayer, x_AD: Array) -> tuple[Array, Sequence[Array]]:
@@ -292,7 +303,14 @@ def run_layer(
         return keep_rows(layer.join(x_AD, layer.attend(queries, seen[0], seen[1], hide_BLM))), kv
 
     x_AD = x_AD if index else keep_rows(x_AD)
-    return nn.remat(run)(layer, x_AD) if layer.config.remat else run(layer, x_AD)
+    if not layer.config.remat:
+        return run(layer, x_AD)
+    return nn.remat(run, policy=REMAT_POLICIES[remat_policy(layer.config)])(layer, x_AD)
+
+
+def remat_policy(config: DecoderConfig) -> str:
+    """The key of `REMAT_POLICIES` of a config; "full" for one of a user's own without that field."""
+    return getattr(config, "remat_policy", "full")
 
 
 def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> LogicalAxes:
@@ -352,6 +370,10 @@ def check_shape(config: DecoderConfig) -> None:
     if config.attention not in blocks.ATTENTIONS:
         raise Refusal(
             f"attention is {config.attention!r}; accepted: {', '.join(blocks.ATTENTIONS)}"
+        )
+    if remat_policy(config) not in REMAT_POLICIES:
+        raise Refusal(
+            f"remat_policy is {remat_policy(config)!r}; accepted: {', '.join(REMAT_POLICIES)}"
         )
     if config.attention == "cudnn":
         _check_cudnn(config)

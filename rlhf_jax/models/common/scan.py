@@ -7,6 +7,8 @@ from dataclasses import fields, replace
 from typing import Any, Protocol, cast
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from rlhf_jax.models.api import Cache
@@ -65,7 +67,11 @@ def _scanned(
     inputs: Sequence[Inputs],
     cache: Cache | None,
 ) -> tuple[Array, Kept]:
-    """The same after the stacked layers, whose keys and values are stacked too."""
+    """The same after the stacked layers, whose keys and values are stacked too.
+
+    The cache is carried, so that it is changed in place: among the scan's inputs and outputs it
+    would be held several times while a loop decodes.
+    """
     whole = len(network.layer) // length * length
     layers = [_alike(network.layer[position:whole:length]) for position in range(length)]
     stacked = [
@@ -76,14 +82,15 @@ def _scanned(
         }
         for position in range(length)
     ]
-    pairs = None if cache is None else list(zip(cache.keys, cache.values, strict=True))[:length]
+    num_tokens = inputs[0][1].shape[1]
+    pairs = [] if cache is None else [*zip(cache.keys, cache.values, strict=True)][:length]
 
-    def step(x_AD: Array, of_step: tuple[Any, ...]) -> tuple[Array, Kept | None]:
-        (of_layers, of_cache), kept = of_step, Kept()
+    def step(carried: tuple[Array, Kept], of_step: tuple[Any, Array]) -> tuple[Any, None]:
+        (x_AD, kept), (of_layers, repeat) = carried, of_step
         for position, layer in enumerate(layers):
             own = None
             if cache is not None:
-                keys, values = of_cache[position]
+                keys, values = (array[repeat] for array in kept[position])
                 own = replace(cache, keys=(keys,), values=(values,))
 
             def run(
@@ -95,12 +102,38 @@ def _scanned(
                 return run_layer(layer, 0, x_AD, *inputs[position], own)
 
             found = layer.apply(of_layers[position], x_AD, method=run)
-            x_AD, kv = cast(tuple[Array, Sequence[Array]], found)
-            kept.append(tuple(kv))
-        return x_AD, None if cache is None else kept
+            x_AD, new = cast(tuple[Array, Sequence[Array]], found)
+            if cache is not None:
+                written = tuple(
+                    _written(before, after, repeat, cache.column, num_tokens)
+                    for before, after in zip(kept[position], new, strict=True)
+                )
+                kept = [*kept[:position], written, *kept[position + 1 :]]
+        return (x_AD, kept), None
 
-    x_AD, kept = jax.lax.scan(step, keep_rows(x_AD), (stacked, pairs))
-    return x_AD, list(kept or [])
+    steps = stacked, jnp.arange(len(network.layer) // length)
+    (x_AD, kept), _ = jax.lax.scan(step, (keep_rows(x_AD), pairs), steps)
+    return x_AD, kept
+
+
+def _written(
+    stacked_NBJMK: Array,
+    kept_BJMK: Array,
+    repeat: Array,
+    column: Array | np.ndarray,
+    num_tokens: int,
+) -> Array:
+    """Stacked keys or values with the new columns of one layer.
+
+    Args:
+      stacked_NBJMK: of all layers of a position.
+      kept_BJMK: the layer's, with the new columns.
+      repeat: the layer's index in the first dimension.
+      column: where the new columns begin.
+      num_tokens: L, the number of new columns.
+    """
+    new_BJLK = jax.lax.dynamic_slice_in_dim(kept_BJMK, column, num_tokens, axis=2)
+    return jax.lax.dynamic_update_slice(stacked_NBJMK, new_BJLK[None], (repeat, 0, 0, column, 0))
 
 
 def _alike(layers: Sequence[nn.Module]) -> nn.Module:

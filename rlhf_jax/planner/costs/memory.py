@@ -5,7 +5,12 @@ What is counted was chosen beside XLA's own figure for temporary memory
 that keeps or frees an array at another moment moves it.
 """
 
-from rlhf_jax.planner.costs.roofline import Part, Positions, activation_elements
+from rlhf_jax.planner.costs.roofline import (
+    Part,
+    Positions,
+    activation_elements,
+    product_elements,
+)
 from rlhf_jax.scoring import MAX_LOGITS
 
 ADAPTER_BYTES = 4  # of a param of an adapter: float32
@@ -74,8 +79,9 @@ def train_bytes(
     """
     shape, split = part.shape, part.split
     one_layer = layer_activation_bytes(part, run)
-    residuals = shape.num_layers * run.tokens * shape.width * shape.compute_bytes
-    activations = residuals + one_layer if remat else shape.num_layers * one_layer
+    kept = shape.width + (product_elements(part) if shape.remat_policy == "dots" else 0.0)
+    again = shape.num_layers * run.tokens * kept * shape.compute_bytes + one_layer
+    activations = again if remat else shape.num_layers * one_layer
     hidden = 3 * run.logits * shape.width * shape.compute_bytes
     trained = split.stored * shape.param_bytes
     if shape.adapter:

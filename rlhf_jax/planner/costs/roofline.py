@@ -105,14 +105,35 @@ def activation_elements(part: Part) -> float:
     return 4 * shape.width + 3 * mixed + 3 * keys + hidden
 
 
+def product_elements(part: Part) -> float:
+    """Numbers a token and layer of the products with params that a backward pass reads, which the
+    remat policy "dots" keeps: queries, keys, values, attention's output, and what the feed-forward's
+    first products give.
+
+    The feed-forward's output is only added to the residual.
+    """
+    shape, split = part.shape, part.split
+    heads = (split.heads + 2 * split.kv_heads) * shape.head_width
+    products = 2 if shape.gated else 1
+    hidden = products * part.spread * shape.ffn_width / split.hidden_parts
+    return heads + shape.width + hidden
+
+
+def products_seconds(part: Part, run: Positions) -> float:
+    """The layers' products with params in a forward pass."""
+    hardware, split = part.hardware, part.split
+    weights = split.layer_products * part.weight_bytes * run.launches
+    flops = 2 * split.layer_products * run.tokens / hardware.product_flops(part.shape.compute_bytes)
+    return max(flops, weights / hardware.bytes_a_second)
+
+
 def layers_seconds(part: Part, run: Positions) -> float:
     """The layers' forward pass, with the sums over tensor that follow attention and feed-forward;
     no fsdp gather.
     """
     hardware, shape, split, rings = part.hardware, part.shape, part.split, part.rings
     flops, bandwidth = hardware.product_flops(shape.compute_bytes), hardware.bytes_a_second
-    weights = split.layer_products * part.weight_bytes * run.launches
-    dense = max(2 * split.layer_products * run.tokens / flops, weights / bandwidth)
+    dense = products_seconds(part, run)
     heads = split.heads * shape.num_layers
     score_bytes = 0.0 if shape.attention == "cudnn" else 2 * 4 * heads * run.pairs
     cached = run.cache_columns * shape.column_bytes * split.kv_heads / shape.num_kv_heads
@@ -212,8 +233,9 @@ def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
     """A backward pass: two products for each of the forward's, and the sums over tensor again; no
     fsdp gather.
 
-    With `remat` the layers run forward once more, on the params that are brought together for it; a
-    head in chunks always does.
+    With `remat` the layers run forward once more, on the params that are brought together for it;
+    with the policy "dots" without their products, and the sums of these. A head in chunks always
+    runs forward once more.
     """
     layers, head = layers_seconds(part, run), head_seconds(part, run)
     sums = 2 * part.shape.num_layers * run.launches
@@ -224,7 +246,10 @@ def backward_seconds(part: Part, run: Positions, remat: bool) -> float:
     twice = layers if part.shape.adapter else 2 * layers - sums * summed
     chunked = run.logits * part.split.vocab > MAX_LOGITS
     heads = (3 if chunked else 2) - bool(part.shape.adapter)
-    return twice + heads * head + (layers if remat else 0.0)
+    again = layers if remat else 0.0
+    if remat and part.shape.remat_policy == "dots":
+        again -= products_seconds(part, run) + sums * summed
+    return twice + heads * head + again
 
 
 def _scattered_seconds(part: Part, elements: float) -> float:

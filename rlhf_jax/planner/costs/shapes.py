@@ -102,6 +102,7 @@ class Shape:
     compute_bytes: int = 4
     values: bool = False
     remat: bool = False  # what the model's own config says
+    remat_policy: str = "full"  # of `decoder.REMAT_POLICIES`
     attention: str = "xla"
     adapter: tuple[Leaf, ...] = ()
 
@@ -216,6 +217,7 @@ def model_shape(
         compute_bytes=np.dtype(config.dtype).itemsize,
         values=backbone is not model,
         remat=config.remat,
+        remat_policy=decoder.remat_policy(config),
         attention=config.attention,
         adapter=_adapter_leaves(model, lora) if lora.rank else (),
     )

@@ -20,9 +20,10 @@ from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.costs import hardware, measure
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import Hardware
+from rlhf_jax.planner.costs.hosts import OnEveryHost
 from rlhf_jax.planner.costs.measured import MeasuredCostModel
 from rlhf_jax.planner.costs.shapes import FULL, Shape, held_shape, model_shape
-from rlhf_jax.planner.options import option
+from rlhf_jax.planner.options import num_hosts, option
 from rlhf_jax.planner.search.fit import fit
 from rlhf_jax.planner.search.search import Candidate, Found, search
 from rlhf_jax.planner.simulation import plan_memory
@@ -48,17 +49,43 @@ measured.
 
 @dataclass(frozen=True)
 class Problem:
-    """A planning problem: the calls of a round, its workload, the roles' shapes, and the devices."""
+    """A planning problem: the calls of a round, its workload, the roles' shapes, and the devices.
+
+    Devices that fill several hosts are planned as a run takes them: a placement is the same slice of
+    one host's devices on every host.
+    """
 
     calls: tuple[Call, ...]
     work: Workload
     shapes: Mapping[str, Shape]
     hardware: Hardware
     num_devices: int
+    hosts: int = 0  # processes that share the devices; 0: as many as the hardware's hosts
 
     @property
     def devices_per_host(self) -> int:
         return min(self.hardware.devices_per_host, self.num_devices)
+
+    @property
+    def num_hosts(self) -> int:
+        """Hosts that the devices fill. Raises Refusal if the devices are not whole hosts."""
+        return self.hosts or num_hosts(self.num_devices, self.devices_per_host)
+
+    @property
+    def devices_of_host(self) -> int:
+        """Devices that a placement may name."""
+        return self.num_devices // self.num_hosts
+
+    def _of_hosts(self, costs: CostModel) -> CostModel:
+        """Costs of placements on one host's devices, which every host has alike."""
+        if self.num_hosts == 1:
+            return costs
+        return OnEveryHost(costs, self.num_hosts, self.devices_of_host)
+
+    @property
+    def _costs_of(self) -> Callable[[int], CostModel] | None:
+        """Costs of another number of devices, on one host."""
+        return self.formulas if self.num_hosts == 1 else None
 
     def formulas(self, num_devices: int | None = None) -> AnalyticCostModel:
         """Costs by formulas, of these devices or another number of them."""
@@ -82,11 +109,11 @@ class Problem:
         """
         return search(
             self.calls,
-            costs or self.formulas(),
+            self._of_hosts(costs or self.formulas()),
             self.work,
-            self.num_devices,
+            self.devices_of_host,
             self.devices_per_host,
-            costs_of=self.formulas,
+            costs_of=self._costs_of,
         )
 
     def fit(self, trainer: Placement) -> Plan:
@@ -96,7 +123,8 @@ class Problem:
         Raises Refusal where nothing fits, with what would.
         """
         per_host = min(self.devices_per_host, len(trainer.devices))
-        return fit(self.calls, self.formulas(), self.work, trainer, per_host, self.formulas)
+        costs = self._of_hosts(self.formulas())
+        return fit(self.calls, costs, self.work, trainer, per_host, self._costs_of)
 
     def expected(self, plan: Plan, default: Placement | None = None) -> Candidate:
         """Simulates a plan that was written by hand; `default` places the calls that it does not
@@ -104,27 +132,27 @@ class Problem:
 
         Raises Refusal that names the call which does not fit, by how much, and what would fit.
         """
-        costs = self.formulas()
+        costs, num_devices = self._of_hosts(self.formulas()), self.devices_of_host
         whole = plan_memory.check(
             named(plan, self.calls),
             self.calls,
             costs,
             self.work,
-            self.num_devices,
+            num_devices,
             self.devices_per_host,
             default,
         )
-        return Candidate(whole, simulate(self.calls, whole, costs, self.work, self.num_devices))
+        return Candidate(whole, simulate(self.calls, whole, costs, self.work, num_devices))
 
     def resident_bytes(self, plan: Plan) -> float:
         """Bytes that stay on the fullest device while a plan runs: states, params, and versions of
         them.
         """
-        costs = self.formulas()
+        costs = self._of_hosts(self.formulas())
         chosen = [option(call, costs, plan.placements[call.name]) for call in self.calls]
         kept = [dataclasses.replace(of, working_bytes=0.0) for of in chosen]
         return max(
-            plan_memory.by_device(self.calls, kept, self.work.live_versions, self.num_devices)
+            plan_memory.by_device(self.calls, kept, self.work.live_versions, self.devices_of_host)
         )
 
 
@@ -235,7 +263,7 @@ def of_run(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> Proble
     network = workspace.reward_network if stages.learned else None
     device, num_devices = hardware.lookup(jax.devices()[0]), len(jax.devices())
     models = workspace.lengths, workspace.model, network
-    return problem(
+    of_devices = problem(
         stages.rlhf,
         algorithm,
         *models,
@@ -244,6 +272,7 @@ def of_run(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> Proble
         lora=workspace.lora,
         published_reward=bool(workspace.pretrained.reward_model),
     )
+    return dataclasses.replace(of_devices, hosts=1)
 
 
 def check_memory(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> list[str]:

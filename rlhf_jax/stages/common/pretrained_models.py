@@ -33,6 +33,7 @@ from rlhf_jax.types import Array, Params
 COMPUTED = (
     "dtype",
     "remat",
+    "remat_policy",
     "attention",
     "scan_layers",
 )  # how a model is computed: the run says it, no folder does
