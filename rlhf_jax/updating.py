@@ -113,7 +113,7 @@ class Horizon:
 
     @classmethod
     def of(cls, config: OptimizerConfig, num_updates: int, updates_per_round: int) -> "Horizon":
-        """Of a run of `num_updates` updates, warmup included."""
+        """The optimizer of a run of `num_updates` updates, warmup included."""
         decay = max(1, num_updates - config.warmup_updates)
         return cls(config, config.warmup_updates, decay, updates_per_round)
 
