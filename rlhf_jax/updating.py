@@ -4,6 +4,7 @@ optimizer.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Literal, Protocol, TypeVar
 
 import jax
@@ -16,6 +17,8 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.adapters import Rest, join
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.once import once
+from rlhf_jax.ops.optimizers import schedules
+from rlhf_jax.ops.optimizers.adam import scale_by_adam
 from rlhf_jax.ops.policy_gradient.consecutive_gradients import Remembered, cosine
 from rlhf_jax.ops.policy_gradient.learning_rate_scale import ROW_SHARE, Scale
 from rlhf_jax.ops.policy_gradient.minibatches import of_minibatch
@@ -52,10 +55,11 @@ Objective = Callable[[Params, RowsT], tuple[Array, Metrics]]
 Loss = Callable[[Outputs, Batch], tuple[Array, Metrics]]
 """(outputs, rows) -> (loss summed over the rows, metrics)."""
 NO_SCALARS: Mapping[str, Scalars] = {}
-SCALARS = ("learning_rate", "epsilon", "weight_decay", "max_grad_norm")
-"""Fields of `OptimizerConfig` that are arguments of compiled updates. The betas are constants:
-1 - beta2 in float32 differs from it in float64 by 1e-5 of its value.
-"""
+SCALARS = (
+    *("learning_rate", "epsilon", "weight_decay", "max_grad_norm"),
+    *("beta1", "beta2", "new_weight1", "new_weight2"),
+)
+"""Numbers of `OptimizerConfig` that are arguments of compiled updates."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,39 @@ class OptimizerConfig:
     # gradients with a larger global norm are scaled down; 0: none are
     max_grad_norm: NonNegative = 1.0
 
+    @cached_property
+    def new_weight1(self) -> float:
+        """1 - beta1 in float64. In float32 it would differ by as much as 1e-5 of its value."""
+        return 1 - self.beta1
+
+    @cached_property
+    def new_weight2(self) -> float:
+        """1 - beta2 in float64."""
+        return 1 - self.beta2
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """Optimizer of a run of so many updates.
+
+    Attributes:
+      config: AdamW and its schedule.
+      warmup: updates of the warmup.
+      decay: updates after it.
+      updates_per_round: of the schedule "linear_by_round".
+    """
+
+    config: OptimizerConfig
+    warmup: float
+    decay: float
+    updates_per_round: int = 1
+
+    @classmethod
+    def of(cls, config: OptimizerConfig, num_updates: int, updates_per_round: int) -> "Horizon":
+        """The optimizer of a run of `num_updates` updates, warmup included."""
+        decay = max(1, num_updates - config.warmup_updates)
+        return cls(config, config.warmup_updates, decay, updates_per_round)
+
 
 def learning_rate_schedule(
     config: OptimizerConfig, num_updates: int, updates_per_round: int = 1
@@ -96,22 +133,25 @@ def learning_rate_schedule(
 
     Raises Refusal for an unknown schedule.
     """
-    decay = max(1, num_updates - config.warmup_updates)
-    linear = optax.linear_schedule(config.learning_rate, 0.0, decay)
+    return _schedule(Horizon.of(config, num_updates, updates_per_round))
+
+
+def _schedule(horizon: Horizon) -> optax.Schedule:
+    config, per_round = horizon.config, horizon.updates_per_round
+    rate = config.learning_rate
+    linear = schedules.linear(rate, horizon.decay)
     after = {
         "linear": linear,
-        "cosine": optax.cosine_decay_schedule(config.learning_rate, decay),
-        "constant": optax.constant_schedule(config.learning_rate),
-        "linear_by_round": lambda step: linear((step // updates_per_round + 1) * updates_per_round),
+        "cosine": schedules.cosine(rate, horizon.decay),
+        "constant": optax.constant_schedule(rate),
+        "linear_by_round": lambda step: linear((step // per_round + 1) * per_round),
     }
     if config.schedule not in after:
         raise Refusal(
             f"optimizer.schedule is {config.schedule!r}; accepted: {', '.join(sorted(after))}"
         )
-    if not config.warmup_updates:
-        return after[config.schedule]
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_updates)
-    return optax.join_schedules([warmup, after[config.schedule]], [config.warmup_updates])
+    chosen = after[config.schedule]
+    return chosen if is_zero(horizon.warmup) else schedules.warmed(rate, horizon.warmup, chosen)
 
 
 def check_schedule(
@@ -144,7 +184,8 @@ def check_schedule(
 def make_optimizer(
     config: OptimizerConfig, num_updates: int, updates_per_round: int = 1
 ) -> optax.GradientTransformation:
-    """The optimizer of `config`, whose `SCALARS` a compiled update takes as arguments.
+    """The optimizer of `config`, whose `SCALARS` a compiled update takes as arguments, with the
+    lengths of its schedule.
 
     Args:
       config: AdamW and its schedule.
@@ -154,28 +195,24 @@ def make_optimizer(
     Raises:
       Refusal: the schedule or `decay_on` is not one of those that are accepted.
     """
+    horizon = Horizon.of(config, num_updates, updates_per_round)
+    names = ("warmup", "decay", *(f"config.{name}" for name in SCALARS))
+    return _adamw(horizon)._replace(
+        update=scaled(lambda horizon: _adamw(horizon).update, horizon, names)
+    )
 
-    def update_of(config: OptimizerConfig) -> optax.TransformUpdateFn:
-        return _adamw(config, num_updates, updates_per_round).update
 
-    optimizer = _adamw(config, num_updates, updates_per_round)
-    return optimizer._replace(update=scaled(update_of, config, SCALARS))
-
-
-def _adamw(
-    config: OptimizerConfig, num_updates: int, updates_per_round: int
-) -> optax.GradientTransformation:
-    schedule = learning_rate_schedule(config, num_updates, updates_per_round)
+def _adamw(horizon: Horizon) -> optax.GradientTransformation:
+    """`optax.adamw`, and clipping before it."""
+    config = horizon.config
     if config.decay_on not in ("all", "matrices"):
         raise Refusal(f"optimizer.decay_on is {config.decay_on!r}; accepted: all, matrices")
     mask = None if config.decay_on == "all" else matrices
-    adamw = optax.adamw(
-        schedule,
-        config.beta1,
-        config.beta2,
-        config.epsilon,
-        weight_decay=config.weight_decay,
-        mask=mask,
+    betas = config.beta1, config.beta2
+    adamw = optax.chain(
+        scale_by_adam(betas, (config.new_weight1, config.new_weight2), config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, mask),
+        optax.scale_by_learning_rate(_schedule(horizon)),
     )
     if is_zero(config.max_grad_norm):
         return adamw

@@ -52,6 +52,9 @@ SLOW = {
     "tests/studies/test_learning_rate_scale_study.py::test_a_yoked_run_has_the_factors_of_the_other": (
         "tests/studies/test_learning_rate_scale_study.py::test_controls_are_derived_from_the_scaled"
     ),
+    "tests/sweeps/test_study_values.py::test_cells_that_agree": (
+        "tests/sweeps/test_shared_stages.py::test_prompt_values_are_shared_where_an_algorithm_needs_them"
+    ),
     "tests/studies/test_staleness_study.py::test_a_cell_records_every_round": (
         "tests/studies/test_staleness_study.py::test_a_round_is_measured_by_whole_rows"
     ),

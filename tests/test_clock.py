@@ -120,6 +120,31 @@ def test_live_versions(clock, asynchronous, expected):
     assert clock.live_versions(asynchronous) == expected
 
 
+@pytest.mark.parametrize(
+    ("clock", "expected"),
+    [
+        (Clock(9), 1),
+        (Clock(9, lag=3), 4),
+        (Clock(2, lag=3), 2),
+        (Clock(9, 2, buffer_rounds=4), 4),
+        (Clock(9, lag=2, buffer_rounds=4), 6),  # before round 3: 0 to 3, and 4 and 5 ahead
+        (Clock(9, sync_every=3, staged="in_order"), 3),
+        (Clock(9, sync_every=3, buffer_rounds=2), 4),  # before round 3: 2 to 5
+        (Clock(4, 2, version_schedule=(0, 0, 0, 6)), 3),
+        (Clock(9, lag=2, bounded=True), 3),
+        (Clock(9, lag=2, inflight=True), 1),
+    ],
+)
+def test_held_rounds(clock, expected):
+    assert clock.held_rounds == expected
+    if not (clock.bounded or clock.inflight):
+        held, most = set(), 0
+        for r in range(clock.num_rounds):  # as the synchronous loop holds them
+            held = {q for q in held if q >= clock.window(r).start} | set(clock.issued_at(r))
+            most = max(most, len(held))
+        assert most == expected
+
+
 def random_clocks(count: int):
     """Clocks of any shape, from a seed."""
     draw = random.Random(19)

@@ -352,26 +352,26 @@ def test_clipping_bounds_the_gradient():
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "linear_by_round"])
 def test_numbers_of_the_optimizer_are_arguments_of_an_update(schedule):
-    """Twice each number is the same program and another update; as arguments they are what they
-    are as constants.
+    """Another value of each number, or of the run's updates, is the same program and another
+    update; as arguments they are what they are as constants.
     """
 
-    def updated(**changed):
+    def objective(params, batch):
+        return masked_sum(params[batch.tokens_RC] ** 2, batch.mask_RC), {}
+
+    def updated(num_updates=7, **changed):
         config = updating.OptimizerConfig(**(values | changed), schedule=schedule)
-        optimizer = updating.make_optimizer(config, 7, 2)
+        optimizer = updating.make_optimizer(config, num_updates, 2)
         state = updating.init_state(jnp.arange(1.0, V + 1), optimizer)
         step = partial(
-            updating.train_step,
-            objective=linear_objective,
-            optimizer=optimizer,
-            aggregation="sequence",
+            updating.train_step, objective=objective, optimizer=optimizer, aggregation="sequence"
         )
-        scalars = updating.step_scalars(linear_objective, optimizer)
+        scalars = updating.step_scalars(objective, optimizer)
         compiled = jax.jit(step)
-        for _ in range(2):
+        for _ in range(4):
             before = state
             state, _ = compiled(state, batch, scalars)
-        if not changed:
+        if not changed and num_updates == 7:
             constant, _ = compiled(before, batch)
             np.testing.assert_allclose(state.params, constant.params, rtol=1e-6)
         return compiled.lower(state, batch, scalars).as_text(), np.asarray(state.params)
@@ -382,13 +382,17 @@ def test_numbers_of_the_optimizer_are_arguments_of_an_update(schedule):
         "epsilon": 0.01,
         "weight_decay": 0.1,
         "max_grad_norm": 0.5,
-        "warmup_updates": 1,
+        "warmup_updates": 2,
+        "beta1": 0.4,
+        "beta2": 0.45,
     }
     text, params = updated()
-    for name in updating.SCALARS:
-        other_text, other_params = updated(**{name: 2 * values[name]})
-        assert other_text == text, name
-        assert not np.array_equal(other_params, params), name
+    others = [{name: 2 * value} for name, value in values.items() if name != "warmup_updates"]
+    for changed in (*others, {"warmup_updates": 1}, {"num_updates": 9}):
+        other_text, other_params = updated(**changed)
+        assert other_text == text, changed
+        is_used = schedule != "constant" or "num_updates" not in changed
+        assert np.array_equal(other_params, params) != is_used, changed
 
 
 def test_decay_on_matrices_leaves_norms_biases_and_embeddings_alone():

@@ -28,6 +28,8 @@ from rlhf_jax.ops.variance_increase import VarianceIncrease, increase_variance
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Algorithm, Array, Samples, Scores
 
+# The ends of the range are constants: XLA rounds the advantage of a traced range in another way than
+# that of a constant one (by up to 1e-6, at [-6, 0.7] or [0, 6]).
 SCALARS = grpo.SCALARS
 WEIGHTS = ("uniform", "reference")
 TIES = ("together", "by_index")

@@ -26,6 +26,7 @@ the rounds of its `window` (`rlhf_jax/clock/choice.py`):
               bound of the age     u * (H - 1 + lag + s) - 1
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -250,6 +251,21 @@ class Clock:
             return min(-(-self.lag // self.sync_every) + 1, self.num_rounds)
         return 1 + max(
             r - version // self.updates_per_round for r, version in enumerate(self.version_schedule)
+        )
+
+    @cached_property
+    def held_rounds(self) -> int:
+        """The most sampled rounds that are held at once: those that are sampled ahead, and those of
+        the window. With in-flight updates 1, because rows are held on the host until they are
+        trained on.
+        """
+        if self.inflight:
+            return 1
+        rounds = range(self.num_rounds)
+        versions = sorted(map(self.version, rounds))
+        return max(
+            bisect_right(versions, r * self.updates_per_round) - self.window(r).start
+            for r in rounds
         )
 
     def check_version(self, round_index: int, oldest: int, newest: int) -> None:

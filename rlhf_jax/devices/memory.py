@@ -1,5 +1,5 @@
-"""Checks, before anything is compiled, that train states and every policy version that a lag keeps
-alive fit in memory.
+"""Checks, before anything is compiled, that train states, every policy version that a lag keeps
+alive, and the sampled rounds that a clock holds fit in memory.
 """
 
 from collections import Counter
@@ -54,8 +54,10 @@ def check(
     num_live: int,
     free: Callable[[Device], int | None] = free_bytes,
     slots: Mapping[Device, int] | None = None,
+    rounds: tuple[int, Mapping[Device, int]] = (0, {}),
 ) -> None:
-    """Raises Refusal, with what would fit, where a device cannot hold its states and live versions.
+    """Raises Refusal, with what would fit, where a device cannot hold its states, live versions and
+    sampled rounds.
 
     Args:
       states: bytes of the train states by device.
@@ -63,24 +65,34 @@ def check(
       num_live: versions that are held at once: `Clock.live_versions`.
       free: gives a device's free bytes, or None where it does not report them.
       slots: bytes of the rows that are drawn together, by device; None: there are no slots.
+      rounds: sampled rounds that are held at once (`Clock.held_rounds`), and bytes of one by device.
     """
+    num_rounds, round_bytes = rounds
     version_bytes: Counter[Device] = Counter()
     for version in versions:
         version_bytes.update(version)
     slots = slots or {}
-    for device in {*states, *version_bytes, *slots}:
+    for device in {*states, *version_bytes, *slots, *round_bytes}:
         left, per_version, of_slots = free(device), version_bytes[device], slots.get(device, 0)
-        state = states.get(device, 0)
-        if left is None or state + num_live * per_version + of_slots <= left:
+        state, per_round = states.get(device, 0), round_bytes.get(device, 0)
+        apart = state + of_slots + num_rounds * per_round
+        if left is None or apart + num_live * per_version <= left:
             continue
-        fits = (left - state - of_slots) // per_version if per_version else 0
-        if fits > 0:
+        fits = (left - apart) // per_version if per_version else 0
+        if num_rounds > 1 and apart - (num_rounds - 1) * per_round + num_live * per_version <= left:
+            fits = int((left - state - of_slots - num_live * per_version) // per_round)
+            advice = (
+                f"{fits} round(s) would fit: lower rlhf.buffer_rounds, rlhf.sync_every or rlhf.lag"
+            )
+        elif fits > 0:
             advice = f"{fits} would fit: lower rlhf.lag"
         elif of_slots and state + per_version < left:
             advice = "lower rlhf.num_slots"
         else:
             advice = "shard over more devices (mesh.fsdp), or sample apart"
         held = f", and the slots {of_slots / 1e9:.2f} GB" if of_slots else ""
+        if per_round:
+            held += f", and {num_rounds} sampled round(s) {per_round / 1e9:.2f} GB each"
         raise Refusal(
             f"{device} has {left / 1e9:.2f} GB left, but the train states take "
             f"{state / 1e9:.2f} GB and "

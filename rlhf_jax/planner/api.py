@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from rlhf_jax.clock import Clock
+from rlhf_jax.clock import Clock, Staged
 from rlhf_jax.dataflow import ON_SAMPLED, Call, Loop
 from rlhf_jax.types import Placement
 
@@ -27,6 +27,8 @@ class Workload:
     share_prompts: bool = True  # the prompt of a group is run once, in inference and training
     num_compactions: int = 0  # of the sampler's batch: see `sampling._decode`
     oversample: int = 1  # prompts that are sampled for one that is kept
+    sync_every: int = 1  # rounds between two versions of the sampler
+    staged: Staged = "none"  # of these rounds: see `Clock`
 
     def prompts_of(self, call: Call) -> int:
         """Prompts of a round that a call runs: those sampled, or those kept."""
@@ -41,7 +43,18 @@ class Workload:
     @property
     def live_versions(self) -> int:
         """Published versions that are held at once in a long run."""
-        return Clock(self.lag + 1, lag=self.lag).live_versions(self.loop == "asynchronous")
+        return self.clock(self.lag + 1).live_versions(self.loop == "asynchronous")
+
+    def clock(self, num_rounds: int) -> Clock:
+        """The clock of a run of one update a round.
+
+        Args:
+          num_rounds: at least; there are whole stages of `sync_every` rounds.
+        """
+        every = self.sync_every
+        return Clock(
+            -(-num_rounds // every) * every, lag=self.lag, sync_every=every, staged=self.staged
+        )
 
 
 class CostModel(Protocol):

@@ -142,16 +142,18 @@ class Program:
     # --- ahead of time ---
 
     def check_memory(self, asynchronous: bool, slots: Mapping[Device, int] | None = None) -> None:
-        """Raises Refusal where a device cannot hold its train states and the versions that the
-        clock may keep alive.
+        """Raises Refusal where a device cannot hold its train states, and the versions and sampled
+        rounds that the clock may keep.
 
         Args:
           asynchronous: of the loop.
           slots: bytes by device of the rows that are drawn together; None: there are no slots.
         """
         states = memory.bytes_by_device(self.state_shapes, self.state_shardings)
-        live = self.spec.clock.live_versions(asynchronous)
-        memory.check(states, self.sampler.version_bytes(), live, memory.free_bytes, slots)
+        clock, rows = self.spec.clock, self.sampler.shapes
+        of_round = memory.bytes_by_device(rows, sharding.row_shardings(rows, self.trainer_mesh))
+        versions = self.sampler.version_bytes(), clock.live_versions(asynchronous)
+        memory.check(states, *versions, memory.free_bytes, slots, (clock.held_rounds, of_round))
 
     def compile(self) -> None:
         """Compiles a round's longest calls at the same time, from shapes alone.

@@ -22,10 +22,12 @@ from rlhf_jax.records.jsonl import replace as replace_file
 from rlhf_jax.refusal import Failed, MissingInput, Refusal
 from rlhf_jax.sweeps import cell_lines, provenance
 from rlhf_jax.sweeps.cell_lines import REWARD_STAGES, line_identity
+from rlhf_jax.sweeps.shared_stages import take_prompt_values
 from rlhf_jax.sweeps.study import Cell, Study
 
 CELLS, BASE, FILE, RESULT = "cells", "base", "cells.jsonl", "result.json"
-BULK = ("checkpoints", "rounds", "tensorboard", "wandb")  # folders of a run that no report reads
+BULK = ("checkpoints", "rounds", "prompt_values", "tensorboard", "wandb")
+"""Folders of a run that no report reads."""
 BEFORE_RLHF = (
     "seed",
     "task",
@@ -311,14 +313,16 @@ def run_cell(cells: Cells, cell: Cell, shared: Shared) -> None:
     workspace, stages, algorithm = build.prepare(config)
     measure = cells.study.measure and cells.study.measure(params)
     observed: dict[str, Any] = {"observe": measure.take} if measure else {}
+    name, arm = cells.study.directory.name, cells.study.arm(cell.arm)
+    bases = [cells.base_directory(cell.seed, variant) for variant in (arm.policy, arm.reward)]
     try:
+        take_prompt_values(workspace, config, algorithm, params, reward, bases)
         rlhf.run(workspace, stages, algorithm, reward, params, **observed, read_sft=read_sft)
     except FloatingPointError as error:
         diverged = str(error)
         print(f"{cell.name} diverged: {error}", file=sys.stderr)
     finally:
         workspace.metrics.close()
-    name, arm = cells.study.directory.name, cells.study.arm(cell.arm)
     golden = cells.golden(cell)
     line = line_of(workspace.directory, name, arm, cell, stages.rlhf, algorithm, diverged, golden)
     if learned := reward_model_of(cells.base_directory(cell.seed, arm.reward)):

@@ -7,25 +7,34 @@ pass of prompt values.
 
 A digest is of the resolved keys that enter the numbers of the stage, of the data and folders that
 it reads, and of the code. Cells that agree on them begin from the same directory (`begin`), in this
-sweep and in any later one: another beta or lag trains neither again.
+sweep and in any later one: another beta or lag trains neither again. The cells of a study copy the
+files of one pass of prompt values, from a directory beside its other stages.
 """
 
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from rlhf_jax.algorithms.api import REFERENCE_SCORES
-from rlhf_jax.run_directory import digests, keys
+from rlhf_jax.refusal import Refusal
+from rlhf_jax.run_directory import digests, keys, lock
 from rlhf_jax.run_directory.keys import Class
-from rlhf_jax.run_directory.stage_records import CODE, CONFIG, OWN_CODE, Facts
+from rlhf_jax.run_directory.stage_records import CODE, CONFIG, FINISHED_BY, OWN_CODE, Facts
+from rlhf_jax.runtime.program import Reward
+from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.settings.stages import Stages
-from rlhf_jax.types import Algorithm
+from rlhf_jax.types import Algorithm, Params
 
 SFT, REWARD_MODEL, PROMPT_VALUES = "sft", "reward_model", "prompt_values"
 NUM_PROMPTS = ("rlhf.total_prompts", "rlhf.oversample")
 """Keys that say how many prompts need values, and enter none of them."""
 JOBS = ("pipeline", "rlhf", "dpo")
 """Jobs that take an SFT policy, and perhaps a reward model, from a run that they begin from."""
+WAIT_SECONDS = 2.0  # between looks at a pass that another process makes
 ENTERING = (Class.NUMBERS, Class.EXTENDING, Class.COMPUTED, Class.ROUNDING)
 
 
@@ -86,3 +95,56 @@ def directory(store: Path, stage: str, digest_of_stage: str) -> Path:
       digest_of_stage: see `digest`.
     """
     return store / f"{stage}-{digest_of_stage}"
+
+
+def take_prompt_values(
+    workspace: Workspace,
+    config: ConfigDict,
+    algorithm: Algorithm,
+    params: Params,
+    reward: Reward,
+    bases: Sequence[Path],
+) -> None:
+    """Copies the prompt values that a cell of a study needs into its directory; a pass that has not
+    been made yet is made. Cells with the same pass and bases share it; several processes make it
+    once. Does nothing where the algorithm needs none.
+
+    Args:
+      workspace: of the cell.
+      config: of the cell.
+      algorithm: of the cell.
+      params: of the SFT policy, which draws the samples.
+      reward: of the samples.
+      bases: directories of the SFT policy's and of the reward's stages.
+
+    Raises Refusal as the stage does.
+    """
+    if REFERENCE_SCORES not in algorithm.needs:
+        return
+    assert workspace.facts is not None
+    name = digests.digest_values(
+        {"stage": digest(workspace.facts, PROMPT_VALUES), "bases": [str(base) for base in bases]}
+    )
+    source = directory(bases[0].parent, PROMPT_VALUES, name[:16])
+    (ended,) = FINISHED_BY[PROMPT_VALUES]
+    while not (source / ended).exists():
+        try:
+            _make_prompt_values(source, config, params, reward)
+        except Refusal:
+            if not lock.is_held(source):
+                raise
+            time.sleep(WAIT_SECONDS)
+    shutil.copytree(source / PROMPT_VALUES, workspace.directory / PROMPT_VALUES, dirs_exist_ok=True)
+
+
+def _make_prompt_values(source: Path, config: ConfigDict, params: Params, reward: Reward) -> None:
+    from rlhf_jax import build
+    from rlhf_jax.stages import prompt_values
+
+    config = config.copy_and_resolve_references()
+    config.directory = str(source)
+    workspace, stages, _ = build.prepare(config)
+    try:
+        prompt_values.run(workspace, stages, params, reward)
+    finally:
+        workspace.metrics.close()

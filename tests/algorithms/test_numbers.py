@@ -26,7 +26,7 @@ from tests import components
 from .checks import example
 
 CONSTANTS = {"low", "high"}
-"""Fields of package algorithms that stay constants: ends of a range, which the config checks."""
+"""Fields of package algorithms that stay constants: ends of a range, see `grpovi.SCALARS`."""
 VALUES = {
     "correction.cap": (1.2, 1.6),
     "correction.floor": (1e-6, 0.9),

@@ -5,8 +5,10 @@ says how much it has.
 import jax
 import pytest
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.devices import memory, sharding
 from tests import tiny
+from tests.runtime import rounds
 
 GB = 10**9
 
@@ -56,6 +58,29 @@ def test_slots_take_their_part_and_are_named():
         memory.check(states, version, 2, {"a": 7 * GB}.get, {"a": 2 * GB})
     with pytest.raises(ValueError, match=r"and the slots 3\.00 GB; lower rlhf\.num_slots"):
         memory.check(states, version, 1, {"a": 7 * GB}.get, {"a": 3 * GB})
+
+
+def test_sampled_rounds_are_counted_and_named():
+    given = {"a": 4 * GB}, [{"a": GB}], 1, {"a": 7 * GB}.get, None
+    memory.check(*given, (4, {"a": GB // 2}))
+    with pytest.raises(
+        ValueError,
+        match=r"and 5 sampled round\(s\) 0\.50 GB each; 4 round\(s\) would fit: lower "
+        r"rlhf\.buffer_rounds",
+    ):
+        memory.check(*given, (5, {"a": GB // 2}))
+
+
+def test_the_rounds_of_a_buffer_are_counted_before_a_run(monkeypatch):
+    """A program counts what its clock holds, in the shapes that are sampled."""
+    told = []
+    monkeypatch.setattr(memory, "check", lambda *arguments: told.append(arguments[-1]))
+    program = rounds.program_of(Clock(rounds.NUM_ROUNDS, buffer_rounds=3))
+    program.check_memory(asynchronous=False)
+    ((held, bytes_of),) = told
+    shapes = jax.tree.leaves(program.sampler.shapes)
+    assert held == 3
+    assert list(bytes_of.values()) == [sum(x.size * x.dtype.itemsize for x in shapes)]
 
 
 def test_a_cpu_does_not_say():

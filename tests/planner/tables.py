@@ -81,7 +81,7 @@ class Table:
         return self.transfer * self.random("transfer", call.name, self._pair(source, target))
 
 
-def work(lag: int = 0, loop: Loop = "synchronous") -> Workload:
+def work(lag: int = 0, loop: Loop = "synchronous", **clock) -> Workload:
     return Workload(
         num_prompts=16,
         samples_per_prompt=2,
@@ -89,6 +89,7 @@ def work(lag: int = 0, loop: Loop = "synchronous") -> Workload:
         completion_tokens=11,
         lag=lag,
         loop=loop,
+        **clock,
     )
 
 

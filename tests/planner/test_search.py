@@ -67,14 +67,19 @@ def test_branch_and_bound_is_brute_force(calls, micro_batches, memory, symmetric
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize(("lag", "loop"), [*LOOPS, (3, "asynchronous"), (0, "asynchronous")])
-def test_no_plan_is_faster_than_its_bounds(lag, loop, shared):
+@pytest.mark.parametrize(
+    ("lag", "loop", "every"),
+    [*((lag, loop, 1) for lag, loop in [*LOOPS, (3, "asynchronous"), (0, "asynchronous")])]
+    + [(0, "synchronous", 3), (0, "asynchronous", 2), (2, "asynchronous", 2)],
+)
+def test_no_plan_is_faster_than_its_bounds(lag, loop, every, shared):
     costs = Table(5, symmetric=False, shared_throughput=shared, move=2.0, transfer=0.5)
-    space, rng = Space(PPO, costs, work(lag, loop), 4, 4, (1, 2)), random.Random(1)
+    of_clock = work(lag, loop, sync_every=every)
+    space, rng = Space(PPO, costs, of_clock, 4, 4, (1, 2)), random.Random(1)
     tables = Tables(space)
     bounds, order = Bounds(tables), Search(space, tables, 0).order
     tight = []
-    for _ in range(4 if shared else 60):
+    for _ in range(4 if shared else 60 if every == 1 else 20):
         choice = tuple(rng.randrange(len(found)) for found in space.options)
         state, before = bounds.begin(), 0.0
         for index in order:
@@ -89,7 +94,7 @@ def test_no_plan_is_faster_than_its_bounds(lag, loop, shared):
             assert relaxed <= space.seconds(choice) * (1 + 1e-9)
             assert relaxed > 0 or shared
         tight.append(before / space.seconds(choice))
-    assert np.mean(tight) > 0.8  # a bound of 0 would be no bound
+    assert np.mean(tight) > (0.8 if every == 1 else 0.7)  # a bound of 0 would be no bound
 
 
 def test_partial_memory_is_that_of_the_plan():

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from rlhf_jax.clock import Clock
 from rlhf_jax.planner.options import options
 from rlhf_jax.planner.simulation import schedule, steady_state
 from rlhf_jax.planner.simulation.graph import Dataflow
@@ -32,9 +33,11 @@ def run(
     lag=0,
     loop="synchronous",
     num_devices=2,
-    **kwargs,
+    num_rounds=None,
+    **clock,
 ):
-    return simulate(calls, plan(**placements), costs, work(lag, loop), num_devices, **kwargs)
+    of = work(lag, loop, **clock)
+    return simulate(calls, plan(**placements), costs, of, num_devices, num_rounds)
 
 
 def spans(found, name):
@@ -135,6 +138,56 @@ def test_at_most_lag_and_one_rounds_are_issued_and_not_trained():
         if issued > lag:
             assert start >= trained[issued - lag - 1][1]
     assert found.seconds_per_round == pytest.approx(0.5 + 1 + 1 + 5)
+
+
+APART = {call.name: place(1) for call in ONLINE_DPO} | {"generate": place(0)}
+APART_COSTS = Given(
+    {"generate": 4.0, "reference": 1.0, "reward": 1.0, "train_policy": 5.0}, move=0.5
+)
+
+
+@pytest.mark.parametrize(
+    ("clock", "seconds"),
+    [
+        ({"sync_every": 2}, (0.5 + 4 + 2 * 7) / 2),  # the second round is sampled beside the first
+        ({"sync_every": 2, "staged": "in_order"}, (0.5 + 2 * 4 + 2 * 7) / 2),
+        ({"sync_every": 2, "staged": "shuffled"}, (0.5 + 2 * 4 + 2 * 7) / 2),
+        ({"sync_every": 2, "lag": 2}, (0.5 + 2 * 7) / 2),  # the trainer alone is waited for
+    ],
+)
+def test_rounds_of_one_version(clock, seconds):
+    found = run(APART, APART_COSTS, loop="asynchronous", **clock)
+    assert found.seconds_per_round == pytest.approx(seconds)
+    synchronous = run(APART, APART_COSTS, **clock)
+    assert synchronous.seconds_per_round == pytest.approx(0.5 + 4 + 7)
+
+
+@pytest.mark.parametrize("loop", ["synchronous", "asynchronous"])
+@pytest.mark.parametrize(
+    ("lag", "every", "staged"), [(0, 3, "none"), (2, 2, "none"), (1, 3, "none"), (0, 3, "in_order")]
+)
+def test_the_timeline_follows_the_versions_of_the_clock(lag, every, staged, loop):
+    """The sampler begins with a version as soon as it is published and never before, and the trainer
+    waits for its own round, or for its whole stage.
+    """
+    clock = {"lag": lag, "sync_every": every, "staged": staged}
+    found = run(APART, APART_COSTS, loop=loop, num_rounds=9, **clock)
+    clock = Clock(18, **clock)
+    generated, trained = spans(found, "generate"), spans(found, "train_policy")
+    published = sorted(node.end for node in found.nodes if node.name == "publish")
+    issued = [r for at in range(9) for r in clock.issued_at(at)]
+    assert sorted(generated) == issued
+    used = sorted({clock.version(r) for r in issued})
+    versions = used if loop == "asynchronous" else list(range(9))
+    assert len(published) == len(versions)
+    for r, (start, _) in generated.items():
+        ready = [published[versions.index(clock.version(r))]]
+        ready += [generated[r - 1][1]] if r else []
+        assert start == pytest.approx(max(ready)), r
+    for r, (start, _) in trained.items():
+        before = max(q for q in issued if clock.version(q) <= r)
+        last = before if loop == "synchronous" else clock.window(r)[-1]
+        assert start >= generated[last][1] + 2 - 1e-9
 
 
 @pytest.mark.parametrize(("lag", "loop"), BOTH_LOOPS)

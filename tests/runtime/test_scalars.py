@@ -21,7 +21,7 @@ from . import rounds
 
 
 def make_program(name: str, scale: float, reward: Reward | None = None) -> Program:
-    """A program all of whose numbers are multiples of `scale`."""
+    """A program all of whose numbers, and updates of its run, are multiples of `scale`."""
     spec = rounds.make_program().spec
     config = registry.settings("algorithms", name)()
     numbers = getattr(registry.find("algorithms", name), "SCALARS", ())
@@ -32,11 +32,13 @@ def make_program(name: str, scale: float, reward: Reward | None = None) -> Progr
         OptimizerConfig(
             learning_rate=0.01 * scale,
             warmup_updates=2,
+            beta1=0.9 * scale,
+            beta2=0.99 * scale,
             epsilon=1e-4 * scale,
             weight_decay=0.1 * scale,
             max_grad_norm=scale,
         ),
-        10,
+        int(100 * scale),
     )
     algorithm = registry.make("algorithms", name, config)
     critic = None

@@ -62,9 +62,13 @@ class Bounds:
         return State({}, zeros, zeros, zeros, zeros)
 
     def _moves(self, state: State, index: int) -> np.ndarray:
-        """Seconds of reallocation to each option of a call, whose role is placed where it trains."""
+        """Seconds of reallocation to each option of a call, whose role is placed where it trains.
+
+        0 for publications of the asynchronous loop that not every round has.
+        """
         tables = self.tables
-        if index not in tables.moves:
+        is_rare = self.space.flow.asynchronous and self.space.work.sync_every > 1
+        if index not in tables.moves or (is_rare and index == tables.generate):
             return np.zeros(len(tables.seconds[index]))
         train = tables.trains[tables.calls[index].role]
         return tables.moves[index][
@@ -167,16 +171,19 @@ class Bounds:
             (state.area + area + sum(tables.least_area[i] for i in waiting)) / self.num_devices,
         )
         stage = self._stage(state, index, moves, area, waiting)
+        every = self.space.work.sync_every
         publish = moves if index == tables.generate else state.publish
         generate, policy = (
             self._of(state, index, call) for call in (tables.generate, tables.policy)
         )
         if self.space.flow.asynchronous:
-            lag = self.space.work.lag
+            ahead = self.space.work.lag + every
             bound = np.maximum(bound, np.maximum(generate, publish + stage + policy))
-            bound = np.maximum(bound, (publish + generate + stage + policy) / (lag + 1))
+            bound = np.maximum(bound, (publish + generate + stage + policy) / ahead)
         else:
             bound = np.maximum(bound, publish + generate + stage + policy)
+        if every > 1:  # the critic's circle has sampling in each round
+            return bound
         return np.maximum(
             bound, self._with_critic(state, index, publish, generate + stage, policy, moves)
         )

@@ -35,8 +35,8 @@ class Op:
 
 
 def play(flow: Dataflow, plan_round: Round, num_rounds: int) -> list[Op]:
-    """The tasks of `num_rounds` trained rounds, and of the sampling that is ahead of them by the
-    lag.
+    """The tasks of `num_rounds` trained rounds, and of the sampling that the clock has ahead of
+    them.
     """
     threads = _threads(flow, plan_round, num_rounds)
     _run(threads, flow.costs.shared_throughput)
@@ -47,7 +47,9 @@ def _threads(flow: Dataflow, plan_round: Round, num_rounds: int) -> list[list[Op
     """Every task of the rounds with what it waits for, by the thread that dispatches it; the
     trainer's thread first.
     """
-    lag, asynchronous = flow.work.lag, flow.work.loop == "asynchronous"
+    asynchronous = flow.work.loop == "asynchronous"
+    # The simulated run goes on: it ends after all rounds that are sampled ahead.
+    clock = flow.work.clock(num_rounds + flow.work.lag + flow.work.sync_every)
     ops: dict[tuple[int, int], Op] = {}
 
     def make(task_index: int, round_index: int) -> Op:
@@ -61,17 +63,25 @@ def _threads(flow: Dataflow, plan_round: Round, num_rounds: int) -> list[list[Op
 
     trainer: list[Op] = []
     sampler: list[Op] = [] if asynchronous else trainer
+    issued_last = 0
     for r in range(num_rounds):
-        publish = make(0, r + lag)
-        publish.host = [ops[flow.policy, r - 1]] if r else []
-        trainer.append(publish)
-        for issued in range(lag + 1) if r == 0 else [r + lag]:
+        issued_rounds = clock.issued_at(r)
+        trained = [ops[flow.policy, r - 1]] if r else []
+        # The synchronous loop publishes every version, the asynchronous one those that are used.
+        if issued_rounds or not asynchronous:
+            publish = make(0, r + flow.work.lag)
+            publish.host = trained
+            trainer.append(publish)
+            trained = [publish]
+        for issued in issued_rounds:
             sampled = make(1, issued)
-            sampled.host = [publish] + ([ops[1, issued - 1]] if issued else [])
+            sampled.host = [*trained, *([ops[1, issued - 1]] if issued else [])]
             sampler.append(sampled)
+            issued_last = issued
+        waited_for = clock.window(r)[-1] if asynchronous else issued_last
         for task_index in range(2, len(plan_round.seconds)):
             task = make(task_index, r)
-            task.host = [publish, ops[1, r]] if asynchronous else [ops[1, r + lag]]
+            task.host = [*trained, ops[1, waited_for]]
             for earlier, latency in plan_round.after[task_index]:
                 source = ops.get((earlier, r if earlier < task_index else r - 1))
                 task.waits += [(source, latency)] if source else []

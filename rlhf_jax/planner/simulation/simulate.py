@@ -66,7 +66,7 @@ def simulate(
     num_devices: int,
     num_rounds: int | None = None,
 ) -> Simulation:
-    """Plays `num_rounds` rounds (by default 5 + lag) of a plan that places every call and fits; see
+    """Plays `num_rounds` rounds (by default 4 + lag + sync_every) of a plan that places every call and fits; see
     `plan_memory.check`.
 
     Raises KeyError for a call that the plan does not place.
@@ -74,7 +74,8 @@ def simulate(
     chosen = [option(call, costs, plan.placements[call.name]) for call in calls]
     flow = Dataflow(calls, costs, work)
     plan_round = flow.round(chosen)
-    rounds = SHOWN_ROUNDS + work.lag if num_rounds is None else num_rounds
+    ahead = work.lag + work.sync_every
+    rounds = SHOWN_ROUNDS + ahead - 1 if num_rounds is None else num_rounds
     nodes = _nodes(flow, plan_round, chosen, rounds)
     versions = work.live_versions
     idle = _idle(nodes, num_devices, rounds)

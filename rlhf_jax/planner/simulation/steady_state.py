@@ -15,9 +15,9 @@ TOLERANCE = 1e-9
 
 
 def seconds_per_round(flow: Dataflow, plan_round: Round) -> float:
-    """Seconds of a round in the steady state, of the loop and lag of the work."""
-    if flow.costs.shared_throughput:
-        return _shared(flow, plan_round)
+    """Seconds of a round in the steady state, of the loop and clock of the work."""
+    if flow.costs.shared_throughput or flow.work.sync_every > 1:
+        return _played(flow, plan_round)
     if flow.work.loop == "synchronous":
         return _synchronous(plan_round, flow.policy)
     return _asynchronous(plan_round, flow.policy, flow.work.lag)
@@ -25,13 +25,15 @@ def seconds_per_round(flow: Dataflow, plan_round: Round) -> float:
 
 def lower_bound(flow: Dataflow, relaxed: Round) -> float:
     """A lower bound on the seconds of any plan whose rounds do at least this work; 0 where devices
-    share cores.
+    share cores. Where several rounds are of one version, it is what one device has to do.
 
     In the asynchronous loop the queues that both threads use are left out: in what order they are
     served depends on times, and all other waits hold in any order.
     """
     if flow.costs.shared_throughput:
         return 0.0
+    if flow.work.sync_every > 1:
+        return _busiest(relaxed, flow.policy, flow.work.loop == "synchronous")
     if flow.work.loop == "synchronous":
         return _synchronous(relaxed, flow.policy)
     queue = [
@@ -122,13 +124,31 @@ def _settled(ends: list[float], window: int) -> bool:
     return max(shifts) - min(shifts) <= TOLERANCE * shifts[0]
 
 
-def _shared(flow: Dataflow, plan_round: Round) -> float:
-    rounds = 6 + 2 * flow.work.lag
+def _busiest(relaxed: Round, policy: int, synchronous: bool) -> float:
+    """Seconds that the busiest device works in a round; in the synchronous loop also those of
+    sampling and the policy's training, of which one waits for the other. Publishing is left out: not
+    every round has it.
+    """
+    seconds, masks, _, _ = relaxed
+    union = max(masks).bit_length()
+    loads = [
+        sum(
+            duration for duration, mask in zip(seconds[1:], masks[1:], strict=True) if mask >> d & 1
+        )
+        for d in range(union)
+    ]
+    return max([seconds[1] + seconds[policy] if synchronous else 0.0, *loads])
+
+
+def _played(flow: Dataflow, plan_round: Round) -> float:
+    """The mean over played rounds, of whole stages between two versions of the sampler."""
+    every = flow.work.sync_every
+    rounds = every * (6 + 2 * flow.work.lag)
     ends = [0.0] * rounds
     for op in schedule.play(flow, plan_round, rounds):
         if op.kind == "train":
             ends[op.round_index] = max(ends[op.round_index], op.end)
-    return _mean_shift(ends)
+    return _mean_shift(ends[every - 1 :: every]) / every
 
 
 def _mean_shift(ends: list[float]) -> float:

@@ -200,6 +200,8 @@ def problem(
         num_minibatches=config.num_minibatches,
         num_epochs=config.num_epochs,
         lag=config.lag,
+        sync_every=config.sync_every,
+        staged=config.staged,
         loop=config.loop,  # type: ignore[arg-type]
         share_prompts=config.share_prompts,
         num_compactions=config.num_compactions,

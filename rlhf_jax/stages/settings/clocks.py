@@ -62,29 +62,15 @@ class ClockConfig:
                 "or rlhf.oversample=1"
             )
 
-    def expectations(self, clock: Clock, asynchronous: bool) -> str:
-        """Sentences for a plan, whose seconds are those of a sampler that every round renews; "" for
-        such a run.
+    def expectations(self, clock: Clock) -> str:
+        """A sentence for a plan about what its figures leave out; "" where there is nothing.
 
         Args:
           clock: of the run.
-          asynchronous: True where a thread samples beside the trainer.
         """
-        notes = []
-        if clock.sync_every > 1 and asynchronous and clock.staged == "none":
-            notes.append(
-                f"rlhf.sync_every={clock.sync_every}: the seconds of a round below are those of "
-                "sync_every=1. Publications are fewer, and the sampler waits for one after "
-                f"{clock.lag + clock.sync_every} rounds that are not trained."
-            )
-        if clock.staged != "none" and asynchronous:
-            notes.append(
-                f"rlhf.staged={clock.staged}: sampling and training of a stage do not overlap, so that "
-                "a round takes what it takes with rlhf.loop=synchronous, whatever is said below."
-            )
-        if clock.composes:
-            notes.append(
-                f"The samples of up to {clock.max_window} rounds are held on the trainer's devices; "
-                "the memory below is without them."
-            )
-        return " ".join(notes)
+        if not clock.composes:
+            return ""
+        return (
+            f"The samples of up to {clock.max_window} rounds are held on the trainer's devices; "
+            "the memory below is without them."
+        )

@@ -192,7 +192,7 @@ def advice(config: Config, most_tokens: int, lengths: Sequence[int] = ()) -> str
     clock, rows_per_round = config.schedule(), _rows_per_round(config)
     texts = (
         config.advice(clock, rows_per_round, most_tokens, mean_length),
-        config.expectations(clock, config.loop == "asynchronous"),
+        config.expectations(clock),
     )
     return " ".join(filter(None, texts))
 
