@@ -133,11 +133,12 @@ def test_live_versions(clock, asynchronous, expected):
         (Clock(4, 2, version_schedule=(0, 0, 0, 6)), 3),
         (Clock(9, lag=2, bounded=True), 3),
         (Clock(9, lag=2, inflight=True), 1),
+        (Clock(9, lag=2, pinned=True), 1),
     ],
 )
 def test_held_rounds(clock, expected):
     assert clock.held_rounds == expected
-    if not (clock.bounded or clock.inflight):
+    if not (clock.bounded or clock.streams):
         held, most = set(), 0
         for r in range(clock.num_rounds):  # as the synchronous loop holds them
             held = {q for q in held if q >= clock.window(r).start} | set(clock.issued_at(r))

@@ -256,10 +256,10 @@ class Clock:
     @cached_property
     def held_rounds(self) -> int:
         """The most sampled rounds that are held at once: those that are sampled ahead, and those of
-        the window. With in-flight updates 1, because rows are held on the host until they are
-        trained on.
+        the window. 1 where rows are admitted one by one, because they are held on the host until
+        they are trained on.
         """
-        if self.inflight:
+        if self.streams:
             return 1
         rounds = range(self.num_rounds)
         versions = sorted(map(self.version, rounds))
