@@ -160,14 +160,15 @@ def test_versions_are_counted_in_memory(program, monkeypatch):
     (size,) = adapter.values()
     found = {}
 
-    def noted(states, versions, num_live, free, slots):
-        found.update(versions=versions, num_live=num_live, slots=slots)
+    def noted(states, versions, num_live, free, slots, rounds):
+        found.update(versions=versions, num_live=num_live, slots=slots, rounds=rounds)
 
     monkeypatch.setattr(memory, "check", noted)
     program.check_memory(asynchronous=True)
     assert found["num_live"] == 6
     (of_slots,) = program.slots.slot_bytes().values()
     assert list(found["slots"].values()) == [of_slots + 3 * size]
+    assert found["rounds"][0] == 1  # rows wait on the host
 
 
 def test_all_params_are_refused_by_name():
