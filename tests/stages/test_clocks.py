@@ -181,8 +181,6 @@ def test_a_plan_says_what_its_seconds_are_of():
     def said(**changes):
         return rlhf.advice(dataclasses.replace(CONFIG, **changes), 24)
 
-    assert said() == said(sync_every=4) == said(sync_every=4, staged="in_order") == ""
-    assert "those of sync_every=1" in said(sync_every=4, loop="asynchronous")
-    assert "after 5 rounds that are not" in said(sync_every=4, lag=1, loop="asynchronous")
-    assert "do not overlap" in said(sync_every=4, staged="shuffled", loop="asynchronous")
+    assert said() == said(sync_every=4, loop="asynchronous") == ""  # its seconds follow the clock
+    assert said(sync_every=4, staged="in_order", loop="asynchronous") == ""
     assert "up to 3 rounds are held" in said(buffer_rounds=3)

@@ -170,7 +170,7 @@ def test_a_schedule_is_replayed_to_the_same_bits(tmp_path):
 
 def test_slots_are_counted_before_anything_is_compiled(tmp_path, monkeypatch):
     monkeypatch.setattr("rlhf_jax.devices.memory.free_bytes", lambda device: 1000)
-    with pytest.raises(Refusal, match=r"GB each, and the slots 0\.\d+ GB; "):
+    with pytest.raises(Refusal, match=r"GB each, and the slots 0\.\d+ GB, and 1 sampled "):
         runs.run(tmp_path, **SETTINGS)
 
 
