@@ -6,10 +6,12 @@ from typing import Any
 from rlhf_jax.building.nodes import defaults
 from rlhf_jax.config import flatten
 
-READERS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
+Reader = tuple[Callable[[Mapping[str, Any]], bool], str]
+_SLOTS: Reader = lambda values: values["rlhf.engine"] == "slots", "rlhf.engine=slots"
+READERS: dict[str, Reader] = {
     "lora.": (lambda values: values["lora.rank"] > 0, "lora.rank of 1 or more"),
     "rlhf.ledger_gold": (lambda values: values["rlhf.ledger"], "rlhf.ledger=True"),
-    "rlhf.num_slots": (lambda values: values["rlhf.engine"] == "slots", "rlhf.engine=slots"),
+    "rlhf.num_slots": _SLOTS,
     "rlhf.sampler_slice_devices": (
         lambda values: values["rlhf.sampler_slices"] > 0,
         "rlhf.sampler_slices of 1 or more",
@@ -18,7 +20,7 @@ READERS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
         lambda values: values["rlhf.scoring.overlong.buffer"] > 0,
         "rlhf.scoring.overlong.buffer of 1 or more",
     ),
-    "rlhf.segment_steps": (lambda values: values["rlhf.engine"] == "slots", "rlhf.engine=slots"),
+    "rlhf.segment_steps": _SLOTS,
     "rlhf.signal.": (
         lambda values: values["rlhf.signal.num_prompts"] > 0,
         "rlhf.signal.num_prompts of 1 or more",

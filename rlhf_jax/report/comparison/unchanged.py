@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rlhf_jax.records import rates
 from rlhf_jax.report import read
-from rlhf_jax.report.comparison.runs import ABSENT, Compared, Comparison, Group
+from rlhf_jax.report.comparison.runs import ABSENT, Compared, Comparison
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -15,11 +15,11 @@ def sentences(comparison: Comparison) -> list[str]:
     """
     numbers = [{run.seed: _numbers(run) for run in group.runs} for group in comparison.groups]
     found = []
-    for index, group in enumerate(comparison.groups):
+    for index in range(len(numbers)):
         for earlier in range(index):
             seeds = sorted(numbers[index].keys() & numbers[earlier].keys())
             if seeds and all(numbers[index][seed] == numbers[earlier][seed] for seed in seeds):
-                found.append(_sentence(comparison, comparison.groups[earlier], group, seeds))
+                found.append(_sentence(comparison, earlier, index, seeds))
                 break
     return found
 
@@ -33,17 +33,14 @@ def _numbers(run: Compared) -> tuple[str, ...]:
     )
 
 
-def _sentence(comparison: Comparison, first: Group, second: Group, seeds: Sequence[int]) -> str:
+def _sentence(comparison: Comparison, first: int, second: int, seeds: Sequence[int]) -> str:
     """A sentence with what two groups have in common, and which keys have changed nothing."""
+    letters = [comparison.groups[index].letter for index in (first, second)]
     named = f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
-    text = (
-        f"{first.letter} and {second.letter} have the same numbers in every update and evaluation "
-        f"({named})"
-    )
-    a, b = (comparison.groups.index(group) for group in (first, second))
+    text = f"{' and '.join(letters)} have the same numbers in every update and evaluation ({named})"
     keys = [
         f"`{key}`"
         for key, shown in comparison.differing.items()
-        if shown[a] != shown[b] and ABSENT not in (shown[a], shown[b])
+        if shown[first] != shown[second] and ABSENT not in (shown[first], shown[second])
     ]
     return f"{text}: {', '.join(keys)} changed none of them." if keys else f"{text}."
