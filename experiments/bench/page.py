@@ -155,6 +155,29 @@ def overlap() -> str:
     )
 
 
+def slots() -> str:
+    """A row for each way to draw a round, over the static sampler and over the gathered one."""
+    labels = {
+        "compacted": "static, rows gathered as they end",
+        "slots_1": "a slot for each row",
+        "slots_4": "slots for a quarter of the rows",
+        "slots_4_drained": "the same, the drain gathered",
+        "slots_8": "slots for an eighth of the rows",
+        "slots_8_drained": "the same, the drain gathered",
+    }
+    rows = [
+        [
+            case["case"],
+            label,
+            f"{case['over_static'][name]:.2f}",
+            f"{case['over_compacted'][name]:.2f}",
+        ]
+        for case in cases("slots")
+        for name, label in labels.items()
+    ]
+    return table(("lengths, shape", "way", "of static", "of gathered"), rows)
+
+
 def plans_summary() -> dict[str, str]:
     """The figures of random plans and of memory, by the name of their field in the page."""
     (estimates,) = cases("plans", lambda case: case["case"] == "estimates")
@@ -318,8 +341,8 @@ def estimates_figure() -> Figure:
 def pages() -> dict[str, str | Figure]:
     """The files of the page by their names in `docs/results/`."""
     names: Sequence[str] = (
-        "generate", "algorithms", "sabotage", "speed", "overlap", "plans", "realhf_settings", "reallocate",
-        "variance_increase", "preset_costs",
+        "generate", "algorithms", "sabotage", "speed", "overlap", "slots", "plans", "realhf_settings",
+        "reallocate", "variance_increase", "preset_costs",
     )  # fmt: skip
     text = fill(
         Path(__file__).with_name("page.md"),
@@ -330,6 +353,7 @@ def pages() -> dict[str, str | Figure]:
         sabotage=sabotage(),
         speed=speed(),
         overlap=overlap(),
+        slots=slots(),
         searched=searched(),
         realhf=realhf(),
         realhf_summary=realhf_summary(),
