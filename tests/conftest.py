@@ -131,7 +131,8 @@ _of_a_test = pytest.fixture(autouse=True)(_pictures)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--component=NAME`: see `components.py`."""
+    """`--component=NAME`: see `components.py`. For a part of the long tests: see `slow.py`."""
+    slow.add_options(parser)
     parser.addoption(
         "--component",
         action="append",
@@ -165,12 +166,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     whole = not names and config.args_source is not pytest.Config.ArgsSource.ARGS
     slow.mark(config, items, whole)
     if whole:
-        slow.order(items)
+        slow.order(items, config.getoption("--first-file"))
     if not names:
         return
     wanted = [item for item in items if names & _params(item)]
     config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
     items[:] = wanted
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test before its fixtures are made where it would begin too late."""
+    slow.skip_when_late(item.config)
 
 
 def _params(item: pytest.Item) -> set[str]:

@@ -1,9 +1,11 @@
 """Tests that take long, and for each a quicker test of the same kind.
 
-`pytest` leaves the long ones out; `pytest -m slow` runs them. `.ci/run` runs both, or the quick
-ones alone on a slow machine. A test that is named with `::` runs in any case.
+`pytest` leaves the long ones out; `pytest -m slow` runs them. A test that is named with `::` runs in
+any case. `.ci/run` has a limit of time: it runs the quick ones, and then as many of the long ones
+as it has time for (`--begin-within`), each time from another file on (`--first-file`).
 """
 
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -269,10 +271,49 @@ def is_slow(name: str) -> bool:
     return any(name.startswith(slow) for slow in SLOW)
 
 
-def order(items: list[pytest.Item]) -> None:
-    """Puts the tests of the files that take longest first; all else stays in its order."""
+STARTED = time.monotonic()
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Adds the options for a part of the long tests."""
+    parser.addoption(
+        "--begin-within",
+        type=float,
+        metavar="SECONDS",
+        help="skip the tests that would begin later than this many seconds after the start",
+    )
+    parser.addoption(
+        "--first-file",
+        type=int,
+        metavar="N",
+        help="begin with the N-th file, modulo their number, and go on from it in a circle",
+    )
+
+
+def skip_when_late(config: pytest.Config) -> None:
+    """Skips the test that is about to begin where the time of `--begin-within` has passed."""
+    limit = config.getoption("--begin-within")
+    if limit is not None and time.monotonic() - STARTED > limit:
+        pytest.skip(f"not begun within {limit:g} s of the start")
+
+
+def order(items: list[pytest.Item], first_file: int | None = None) -> None:
+    """Puts the tests of the files that take longest first; all else stays in its order.
+
+    Args:
+      items: tests, in the order of their files.
+      first_file: number of the file to begin with, modulo their number, and to go on from in
+        a circle; None: the order by length.
+    """
+    files = list(dict.fromkeys(_file(item) for item in items))
     place = {file: index for index, file in enumerate(FIRST)}
-    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(FIRST)))
+    if first_file is not None and files:
+        place = {file: (index - first_file) % len(files) for index, file in enumerate(files)}
+    items.sort(key=lambda item: place.get(_file(item), len(FIRST)))
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 def mark(config: pytest.Config, items: list[pytest.Item], whole: bool) -> None:
