@@ -24,7 +24,7 @@ from . import staleness
 from .staleness import NUM_UPDATES, RATE
 
 LAGS = (8, 16)
-RATES = (1e-3, 2e-3)
+RATES = (2e-3, 4e-3)
 SEEDS = (0, 1, 2, 3, 4)
 PILOT_SEED = 100
 SCALED = "sqrt_ess"
