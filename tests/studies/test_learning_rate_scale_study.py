@@ -79,8 +79,8 @@ def test_controls_are_derived_from_the_scaled_runs():
     assert found["constant-lag8-0.002", 1] == {RATE: pytest.approx(2e-3 * 0.375)}
     assert found["constant-lag8-0.002", 0] == {RATE: pytest.approx(2e-3 * 0.75)}
     key = "rlhf.learning_rate_scale.factors"
-    assert found["yoked-lag16-0.001", 0] == {key: (0.5, 0.25)}
-    assert found["yoked-lag16-0.001", 4] == {key: (1.0, 0.5)}
+    assert found["yoked-lag16-0.004", 0] == {key: (0.5, 0.25)}
+    assert found["yoked-lag16-0.004", 4] == {key: (1.0, 0.5)}
 
 
 def test_a_yoked_run_has_the_factors_of_the_other_seed(tmp_path, monkeypatch):
@@ -99,4 +99,4 @@ def test_a_yoked_run_has_the_factors_of_the_other_seed(tmp_path, monkeypatch):
     assert scaled[0] == 1.0
     assert scaled.min() < 1.0
     np.testing.assert_allclose(factors["yoked", 0], scaled, rtol=1e-6)
-    assert math.isclose(found["constant", 1]["config"][RATE], 1e-3 * scaled.mean(), rel_tol=1e-9)
+    assert math.isclose(found["constant", 1]["config"][RATE], 2e-3 * scaled.mean(), rel_tol=1e-9)
