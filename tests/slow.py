@@ -32,7 +32,7 @@ SLOW = {
         "test_killing_one_process_ends_all_with_a_message_within_a_minute[one_copy]"
     ),
     "tests/devices/test_reallocate.py::test_every_bit_of_a_bfloat16_arrives[all-": (
-        "tests/devices/test_reallocate.py::test_every_bit_of_a_bfloat16_arrives[numbers-"
+        "tests/devices/test_reallocate.py::test_every_bit_of_a_bfloat16_arrives[normal-"
     ),
     "tests/face/test_calls.py::test_a_round_is_that_of_the_compiled_program[2-": (
         "tests/face/test_calls.py::test_a_round_is_that_of_the_compiled_program[1-"
