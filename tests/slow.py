@@ -7,259 +7,299 @@ as it has time for (`--begin-within`), each time from another file on (`--first-
 
 import time
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 import pytest
 
-FORMS = "tests/models/test_stacking.py::test_training_and_scoring_do_not_depend_on_the_form"
+QUICK_CASES = {
+    f"tests/{name}": cases
+    for name, cases in {
+        "algorithms/test_numbers.py::test_numbers_as_arguments_are_the_numbers_as_constants": (
+            "grpo-*",
+            "online_dpo-*",
+            "ppo-*",
+        ),
+        "algorithms/test_numbers.py::test_two_values_have_the_same_programs_and_other_results": (
+            "grpo-*",
+            "online_dpo-*",
+            "ppo-*",
+        ),
+        "devices/test_distributed.py::"
+        "test_killing_one_process_ends_all_with_a_message_within_a_minute": ("one_copy",),
+        "devices/test_reallocate.py::test_any_placement_to_any_other": ("?",),
+        "devices/test_reallocate.py::test_every_bit_of_a_bfloat16_arrives": ("normal-*",),
+        "docs/test_pages.py::test_a_page_runs_as_it_is_printed": (
+            "docs/extend/algorithm.md",
+            "docs/extend/batteries.md",
+            "docs/guides/pretrained.md",
+            "docs/guides/recipes.md",
+            "docs/guides/resume.md",
+            "docs/guides/smollm2.md",
+            "docs/guides/troubleshooting.md",
+            "docs/reference/*",
+            "docs/start/*",
+        ),
+        "face/test_calls.py::test_a_round_is_that_of_the_compiled_program": ("1-grpo-settings0",),
+        "face/test_calls.py::test_a_run_is_that_of_the_stage": ("grpo-1",),
+        "models/test_adapters.py::test_a_fresh_adapter_is_bitwise_the_base": ("llama-*",),
+        "models/test_adapters.py::test_the_gradient_is_the_chain_rule_from_the_merged_kernels": (
+            "gpt_neox-True",
+            "llama-*",
+        ),
+        **{
+            f"models/test_battery.py::test_{name}": ("gemma3*", "gpt_neox*", "llama*")
+            for name in (
+                "a_prompt_in_two_pieces_is_the_full_forward",
+                "bfloat16_compute_is_near_and_logits_are_float32",
+                "decoding_a_token_at_a_time_is_the_full_forward",
+                "gradients_are_causal_and_stop_at_the_mask",
+                "left_padding_changes_nothing",
+                "left_padding_moves_no_cached_key",
+                "prefill_is_the_full_forward",
+                "prefill_traced_with_its_empty_cache_is_the_full_forward",
+                "rows_without_a_token_are_finite",
+            )
+        },
+        "models/test_remat.py::test_gradients_and_values_are_those_without": ("gemma3", "llama"),
+        "models/test_rounding.py::test_every_family_computes_the_same_bits_from_held_params": (
+            "gemma3",
+            "gpt_neox",
+            "llama",
+        ),
+        "models/test_stacking.py::test_training_and_scoring_do_not_depend_on_the_form": (
+            "gemma3",
+            "gpt_neox",
+            "llama",
+        ),
+        "models/test_transformers.py::test_a_written_config_builds_the_same_model_in_transformers": (
+            "gemma3, cap and head",
+            "gpt_neox",
+            "llama",
+            "phi3, longrope",
+            "qwen3",
+        ),
+        "models/test_transformers.py::test_logits_are_those_of_transformers": (
+            "gemma3, cap and head",
+            "gpt_neox",
+            "llama",
+            "phi3, longrope",
+            "qwen3",
+        ),
+        "models/test_transformers.py::test_logits_with_a_cache_are_those_of_transformers": (
+            "gemma3",
+            "gpt_neox",
+            "llama",
+        ),
+        "ops/test_sharded_logprobs.py::test_numbers_are_those_of_one_device": (
+            "shape1-*",
+            "shape2-*",
+        ),
+        "planner/test_analytic.py::test_bytes_are_those_of_the_compiled_program": ("*-2x2x2",),
+        "pretrained/test_export.py::test_what_came_in_goes_out": (
+            "gemma3-*",
+            "gpt_neox-*",
+            "llama-*",
+        ),
+        "report/test_curves.py::test_no_label_is_cut_off_or_lies_on_another": (
+            "1.0-config0",
+            "-123456.0-*",
+        ),
+        "runtime/test_adapters.py::test_sharded_is_single": ("shape2",),
+        "runtime/test_asynchronous.py::test_threads_give_the_synchronous_numbers_of_every_algorithm": (
+            "grpo",
+            "ppo",
+            "rloo",
+        ),
+        "runtime/test_bounded.py::test_random_schedules_stay_in_the_bound_and_can_be_replayed": (
+            "[0-3]",
+        ),
+        "runtime/test_inflight.py::test_threaded_is_simulated_is_replayed": ("0-*",),
+        "runtime/test_inflight.py::"
+        "test_random_bounded_schedules_stay_in_the_bound_and_are_replayed": ("0",),
+        "runtime/test_inflight_programs.py::"
+        "test_threads_give_the_numbers_of_the_simulated_loop_of_every_algorithm": ("grpo",),
+        "runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh": ("plan2-ppo-*",),
+        "runtime/test_scalars.py::test_all_values_have_the_same_credit_and_updates": (
+            "grpo",
+            "online_dpo",
+            "ppo",
+        ),
+        "stages/test_clocks.py::test_a_buffer_goes_on_from_any_checkpoint": ("3",),
+        "stages/test_dpo.py::test_a_stopped_run_ends_as_one_that_never_was": ("2",),
+        "stages/test_dpo.py::test_given_comparisons_are_learned_without_reward_or_judge": ("ipo",),
+        "stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one": ("0",),
+        "stages/test_own_rewards.py::test_a_command_that_hangs_ends_at_its_deadline": (
+            "Program-*",
+        ),
+        "stages/test_resuming.py::test_a_run_that_cannot_grow_is_refused_with_the_fork": ("keep",),
+        "stages/test_reward_model.py::test_it_is_trained_on_and_its_unit_measured_again": (
+            "remove",
+        ),
+        "stages/test_smollm2_recipes.py::"
+        "test_a_cell_of_sentiment_is_one_run_in_threads_simulated_and_resumed": ("rloo",),
+        "test_bench_fits.py::test_a_recipe_fits_on_the_devices_that_it_names": (
+            "configs/no_robots/online_dpo.py",
+            "configs/tldr/ppo.py:size=2.8b",
+            "configs/ultrafeedback/grpovi.py",
+        ),
+        "test_notebooks.py::test_notebook": ("01_*",),
+        "test_recipes.py::test_debug_runs_end_to_end": ("gsm8k/rloo", "tldr/online_dpo"),
+        "test_sampling.py::test_tokens_do_not_depend_on_the_mesh": (
+            "gpt_neox-shape3",
+            "llama-shape0",
+        ),
+    }.items()
+}
+"""Parametrised tests of which these cases are quick, as patterns of `fnmatch`; their other cases are
+long.
+"""
+
 SLOW = {
-    "tests/runtime/test_stacked.py::": (
-        "tests/models/test_stacking.py::test_a_prompt_run_once_does_not_depend_on_the_form"
-    ),
-    **{f"{FORMS}[{name}]": f"{FORMS}[gemma3]" for name in ("gemma2", "olmo3", "smollm3")},
-    **{
-        f"{FORMS}[{name}]": f"{FORMS}[llama]"
-        for name in ("mistral", "olmo2", "phi3", "qwen2", "qwen3")
-    },
-    "tests/algorithms/test_battery.py::test_presets_compiled[": (
-        "tests/algorithms/test_battery.py::test_battery[policy_gradient-compiles]"
-    ),
-    "tests/devices/test_distributed.py::test_four_processes_train_as_one": (
-        "tests/devices/test_distributed.py::test_two_processes_with_slices_and_threads_train_as_one"
-    ),
-    "tests/devices/test_distributed.py::"
-    "test_killing_one_process_ends_all_with_a_message_within_a_minute[copies]": (
-        "tests/devices/test_distributed.py::"
-        "test_killing_one_process_ends_all_with_a_message_within_a_minute[one_copy]"
-    ),
-    "tests/devices/test_reallocate.py::test_every_bit_of_a_bfloat16_arrives[all-": (
-        "tests/devices/test_reallocate.py::test_every_bit_of_a_bfloat16_arrives[normal-"
-    ),
-    "tests/face/test_calls.py::test_a_round_is_that_of_the_compiled_program[2-": (
-        "tests/face/test_calls.py::test_a_round_is_that_of_the_compiled_program[1-"
-    ),
-    "tests/planner/test_analytic.py::"
-    "test_bytes_of_a_layer_with_remat_are_those_of_the_compiled_program": (
-        "tests/planner/test_analytic.py::test_remat_trades_seconds_for_activations"
-    ),
-    "tests/stages/test_resuming.py::test_checkpoints_of_either_form_go_on_in_the_other": (
-        "tests/records/test_layer_forms.py::test_a_checkpoint_is_read_in_either_form"
-    ),
-    "tests/models/test_remat.py::test_an_update_keeps_less[four layers]": (
-        "tests/models/test_remat.py::test_an_update_keeps_less[eight layers in a scan]"
-    ),
-    "tests/planner/test_tpu_compile.py::": (
-        "tests/ops/test_sharded_logprobs.py::"
-        "test_the_kernel_is_gathered_once_and_its_gradient_reduced_once"
-    ),
-    "tests/studies/test_learning_rate_scale_study.py::test_a_yoked_run_has_the_factors_of_the_other": (
-        "tests/studies/test_learning_rate_scale_study.py::test_controls_are_derived_from_the_scaled"
-    ),
-    "tests/sweeps/test_study_values.py::test_cells_that_agree": (
-        "tests/sweeps/test_shared_stages.py::test_prompt_values_are_shared_where_an_algorithm_needs_them"
-    ),
-    "tests/studies/test_staleness_study.py::test_a_cell_records_every_round": (
-        "tests/studies/test_staleness_study.py::test_a_round_is_measured_by_whole_rows"
-    ),
-    "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[1-": (
-        "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[0-"
-    ),
-    "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[2-": (
-        "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[0-"
-    ),
-    "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[3-": (
-        "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[0-"
-    ),
-    "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[1]": (
-        "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[0]"
-    ),
-    "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[2]": (
-        "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[0]"
-    ),
-    "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[3]": (
-        "tests/runtime/test_inflight.py::test_random_bounded_schedules_stay_in_the_bound_and_are_replayed[0]"
-    ),
-    "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan0-ppo-": (
-        "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan2-ppo-"
-    ),
-    "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan1-ppo-": (
-        "tests/runtime/test_plans.py::test_a_plan_trains_to_the_params_of_one_mesh[plan2-ppo-"
-    ),
-    "tests/slots/test_round.py::test_every_family_is_sampled_alike[": (
-        "tests/slots/test_round.py::test_windows_and_caps_are_sampled_alike"
-    ),
-    "tests/stages/test_dpo.py::test_a_stopped_run_ends_as_one_that_never_was[5]": (
-        "tests/stages/test_dpo.py::test_a_stopped_run_ends_as_one_that_never_was[2]"
-    ),
-    "tests/stages/test_dpo.py::"
-    "test_given_comparisons_are_learned_without_reward_or_judge[sigmoid]": (
-        "tests/stages/test_dpo.py::test_given_comparisons_are_learned_without_reward_or_judge[ipo]"
-    ),
-    "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[1]": (
-        "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[0]"
-    ),
-    "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[adapters]": (
-        "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[0]"
-    ),
-    "tests/stages/test_inflight.py::test_rounds_through_slots_have_the_lag_of_the_clock": (
-        "tests/stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[0]"
-    ),
-    "tests/stages/test_inflight.py::test_a_schedule_is_replayed_to_the_same_bits": (
-        "tests/runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[0-"
-    ),
-    "tests/stages/test_kill.py::test_six_kills_change_nothing": (
-        "tests/stages/test_kill.py::test_the_synchronous_loop_is_killed_too"
-    ),
-    "tests/stages/test_clocks.py::test_a_buffer_goes_on_from_any_checkpoint[1]": (
-        "tests/stages/test_clocks.py::test_a_buffer_goes_on_from_any_checkpoint[3]"
-    ),
-    "tests/stages/test_clocks.py::test_a_buffer_goes_on_from_any_checkpoint[6]": (
-        "tests/stages/test_clocks.py::test_a_buffer_goes_on_from_any_checkpoint[3]"
-    ),
-    "tests/stages/test_clocks.py::test_rounds_are_kept_as_long_as_their_window": (
-        "tests/records/test_saved_rounds.py::test_every_checkpoint_keeps_its_rounds"
-    ),
-    "tests/stages/test_kill.py::test_three_kills_of_a_buffered_run": (
-        "tests/stages/test_clocks.py::test_a_buffer_goes_on_from_any_checkpoint[3]"
-    ),
-    "tests/stages/test_kill.py::test_preemption_of_the_threads": (
-        "tests/stages/test_kill.py::test_an_interrupted_run_says_so_and_goes_on"
-    ),
-    "tests/stages/test_kill.py::test_offline_dpo_killed_before": (
-        "tests/stages/test_dpo.py::test_a_stopped_run_ends_as_one_that_never_was[2]"
-    ),
-    "tests/stages/test_own_rewards.py::test_a_command_that_hangs_ends_at_its_deadline[Recorder-": (
-        "tests/stages/test_own_rewards.py::test_a_command_that_hangs_ends_at_its_deadline[Program-"
-    ),
-    "tests/stages/test_resuming.py::test_a_run_that_cannot_grow_is_refused_with_the_fork[every]": (
-        "tests/stages/test_resuming.py::test_a_run_that_cannot_grow_is_refused_with_the_fork[keep]"
-    ),
-    "tests/stages/test_reward_model.py::"
-    "test_it_is_trained_on_and_its_unit_measured_again[damage]": (
-        "tests/stages/test_reward_model.py::"
-        "test_it_is_trained_on_and_its_unit_measured_again[remove]"
-    ),
-    "tests/stages/test_reward_model.py::test_it_is_trained_on_and_its_unit_measured_again[spoil]": (
-        "tests/stages/test_reward_model.py::"
-        "test_it_is_trained_on_and_its_unit_measured_again[remove]"
-    ),
-    "tests/stages/test_kill.py::test_a_bounded_run_that_was_killed_is_repeated_by_its_ledger": (
-        "tests/docs/test_pages.py::test_a_page_runs_as_it_is_printed[docs/scale/inflight.md]"
-    ),
-    "tests/studies/test_offpolicyness_study.py::test_four_cells_run_and_are_not_run_again": (
-        "tests/third_party/test_commands.py::test_a_sweep_of_them_runs_ends_and_is_read_again"
-    ),
-    "tests/devices/test_distributed.py::test_started_again_the_pipeline_ends_as_one_process_does": (
-        "tests/devices/test_distributed.py::test_two_processes_with_slices_and_threads_train_as_one"
-    ),
-    "tests/stages/test_beginning.py::test_from_the_sft_policy_the_same_run_comes_again": (
-        "tests/stages/test_beginning.py::test_other_settings_may_be_chosen"
-    ),
-    "tests/studies/test_offpolicyness_study.py::test_a_worker_that_fails_is_named_with_its_last_line": (
-        "tests/third_party/test_commands.py::test_a_sweep_of_them_runs_ends_and_is_read_again"
-    ),
-    "tests/test_bench_matrix.py::test_the_index_is_of_today_for_all_recipes[": (
-        "tests/test_bench_matrix.py::test_the_index_is_of_today"
-    ),
-    "tests/studies/test_inflight_studies.py::test_a_rebuilt_cache_has_no_gap_and_a_kept_one_has": (
-        "tests/studies/test_inflight_studies.py::test_few_mixed_rows_are_told"
-    ),
-    "tests/studies/test_inflight_studies.py::test_a_matched_run_is_as_old_as_the_tokens_in_flight": (
-        "tests/studies/test_inflight_studies.py::test_a_matched_schedule_has_the_ages_in_sum"
-    ),
-    "tests/test_notebooks.py::test_notebook[03": "tests/test_notebooks.py::test_notebook[01",
-    "tests/test_notebooks.py::test_notebook[04": "tests/test_notebooks.py::test_notebook[01",
-    "tests/test_notebooks.py::test_notebook[05": "tests/test_notebooks.py::test_notebook[01",
-} | {
     f"tests/{name}": f"tests/{quicker}"
     for quicker, names in {
-        "runtime/test_inflight_programs.py::"
-        "test_threads_give_the_numbers_of_the_simulated_loop_of_every_algorithm[grpo]": [
-            "runtime/test_inflight_programs.py::"
-            f"test_threads_give_the_numbers_of_the_simulated_loop_of_every_algorithm[{name}]"
-            for name in (
-                "a2po",
-                "best_of_group",
-                "best_of_n",
-                "constant_gain",
-                "copg",
-                "dr_grpo",
-                "gopo",
-                "grpovi",
-                "matched_std",
-                "oapl",
-                "online_ipo",
-                "pmd",
-                "policy_gradient",
-                "ppo",
-                "rloo",
-            )
+        "models/test_stacking.py::test_a_prompt_run_once_does_not_depend_on_the_form": [
+            "runtime/test_stacked.py::"
+        ],
+        "algorithms/test_battery.py::test_battery[policy_gradient-compiles]": [
+            "algorithms/test_battery.py::test_presets_compiled["
+        ],
+        "devices/test_distributed.py::test_two_processes_with_slices_and_threads_train_as_one": [
+            "devices/test_distributed.py::test_four_processes_train_as_one",
+            "devices/test_distributed.py::test_only_the_first_process_writes",
+            "devices/test_distributed.py::test_started_again_the_pipeline_ends_as_one_process_does",
+        ],
+        "planner/test_analytic.py::test_remat_trades_seconds_for_activations": [
+            "planner/test_analytic.py::"
+            "test_bytes_of_a_layer_with_remat_are_those_of_the_compiled_program"
+        ],
+        "records/test_layer_forms.py::test_a_checkpoint_is_read_in_either_form": [
+            "stages/test_resuming.py::test_checkpoints_of_either_form_go_on_in_the_other"
+        ],
+        "models/test_remat.py::test_an_update_keeps_less[eight layers in a scan]": [
+            "models/test_remat.py::test_an_update_keeps_less[four layers]"
+        ],
+        "ops/test_sharded_logprobs.py::"
+        "test_the_kernel_is_gathered_once_and_its_gradient_reduced_once": [
+            "planner/test_tpu_compile.py::",
+            "runtime/test_plans.py::test_fsdp_brings_params_together_and_not_rows",
+        ],
+        "studies/test_learning_rate_scale_study.py::test_controls_are_derived_from_the_scaled": [
+            "studies/test_learning_rate_scale_study.py::"
+            "test_a_yoked_run_has_the_factors_of_the_other"
+        ],
+        "sweeps/test_shared_stages.py::"
+        "test_prompt_values_are_shared_where_an_algorithm_needs_them": [
+            "sweeps/test_study_values.py::test_cells_that_agree"
+        ],
+        "studies/test_staleness_study.py::test_a_round_is_measured_by_whole_rows": [
+            "studies/test_staleness_study.py::test_a_cell_records_every_round"
+        ],
+        "slots/test_round.py::test_windows_and_caps_are_sampled_alike": [
+            "slots/test_round.py::test_every_family_is_sampled_alike["
+        ],
+        "stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one[0]": [
+            "stages/test_inflight.py::test_pinned_rows_go_on_in_threads_with_the_lag_of_the_clock",
+            "stages/test_inflight.py::test_rounds_through_slots_have_the_lag_of_the_clock",
+        ],
+        "runtime/test_inflight.py::test_threaded_is_simulated_is_replayed[0-": [
+            "stages/test_inflight.py::test_a_schedule_is_replayed_to_the_same_bits",
+            "stages/test_kill.py::test_a_bounded_run_that_was_killed_is_repeated_by_its_ledger",
+        ],
+        "stages/test_kill.py::test_the_synchronous_loop_is_killed_too": [
+            "stages/test_kill.py::test_an_interrupted_run_says_so_and_goes_on",
+            "stages/test_kill.py::test_preemption_of_the_threads",
+            "stages/test_kill.py::test_six_kills_change_nothing",
+        ],
+        "records/test_saved_rounds.py::test_every_checkpoint_keeps_its_rounds": [
+            "stages/test_clocks.py::test_rounds_are_kept_as_long_as_their_window"
+        ],
+        "stages/test_clocks.py::test_a_buffer_goes_on_from_any_checkpoint[3]": [
+            "stages/test_kill.py::test_three_kills_of_a_buffered_run"
+        ],
+        "stages/test_dpo.py::test_a_stopped_run_ends_as_one_that_never_was[2]": [
+            "stages/test_kill.py::test_offline_dpo_killed_before"
+        ],
+        "third_party/test_commands.py::test_a_sweep_of_them_runs_ends_and_is_read_again": [
+            "studies/test_offpolicyness_study.py::test_four_cells_run_and_are_not_run_again",
+            "studies/test_offpolicyness_study.py::"
+            "test_a_worker_that_fails_is_named_with_its_last_line",
+        ],
+        "stages/test_beginning.py::test_other_settings_may_be_chosen": [
+            "stages/test_beginning.py::test_from_the_sft_policy_the_same_run_comes_again"
+        ],
+        "test_bench_matrix.py::test_the_index_is_of_today": [
+            "test_bench_matrix.py::test_the_index_is_of_today_for_all_recipes["
+        ],
+        "studies/test_inflight_studies.py::test_few_mixed_rows_are_told": [
+            "studies/test_inflight_studies.py::test_a_rebuilt_cache_has_no_gap_and_a_kept_one_has"
+        ],
+        "studies/test_inflight_studies.py::test_a_matched_schedule_has_the_ages_in_sum": [
+            "studies/test_inflight_studies.py::test_a_matched_run_is_as_old_as_the_tokens_in_flight"
         ],
         "runtime/test_inflight_programs.py::test_adapters_are_drawn_in_flight_on_one_base": [
             "runtime/test_inflight_programs.py::test_adapters_of_four_roles_are_drawn_in_flight"
         ],
-        "test_recipes.py::test_debug_runs_end_to_end[tldr/online_dpo]": [
-            f"test_recipes.py::test_debug_runs_end_to_end[{recipe}]"
-            for recipe in (
-                "tldr/ppo",
-                "tldr/best_of_n",
-                "tldr/rloo",
-                "gsm8k/ppo",
-                "no_robots/online_dpo",
-                "ultrafeedback/grpovi",
-            )
+        "runtime/test_inflight_programs.py::"
+        "test_nothing_of_the_slots_is_compiled_after_the_beginning_on_one_device_and_on_two": [
+            "runtime/test_pinned_programs.py::test_versions_add_no_program_on_one_device_and_on_two"
         ],
-        "models/test_remat.py::test_gradients_and_values_are_those_without[llama]": [
-            f"models/test_remat.py::test_gradients_and_values_are_those_without[{family}]"
-            for family in ("olmo2", "olmo3", "smollm3", "qwen2", "qwen3", "mistral", "phi3")
+        "stages/test_kept_answers.py::test_two_rewards_of_a_sum_have_a_store_each": [
+            "stages/test_own_rewards.py::test_a_sum_is_recorded_term_by_term"
         ],
-        "face/test_calls.py::test_a_round_is_that_of_the_compiled_program[1-grpo-settings0]": [
-            f"face/test_calls.py::test_a_round_is_that_of_the_compiled_program[1-{case}]"
-            for case in ("grpo-settings1", "ppo-settings3", "copg-settings4")
+        "runtime/test_adapters.py::"
+        "test_all_roles_share_the_arrays_of_one_base_before_and_after_updates": [
+            "runtime/test_adapters.py::test_slices_hold_the_base_and_are_given_adapters_alone"
         ],
-        "test_recipes.py::test_debug_runs_end_to_end[gsm8k/rloo]": [
-            "test_recipes.py::test_debug_runs_end_to_end[gsm8k/online_dpo]"
+        "records/test_profiles.py::test_the_profiler_writes_a_trace": [
+            "stages/test_resuming.py::test_chosen_updates_are_profiled_and_change_nothing"
         ],
-        "stages/test_oversample.py::test_the_ledger_has_each_sampled_prompt_once": [
-            "test_recipes.py::test_debug_runs_end_to_end[gsm8k/dapo]"
+        "stages/test_signal.py::test_a_run_outside_of_the_bounds_ends_with_both_figures": [
+            "stages/test_signal.py::"
+            "test_a_run_within_the_bounds_says_so_and_trains_as_without_the_measurement"
+        ],
+        "stages/test_resuming.py::test_a_longer_run_says_which_versions_it_makes_again": [
+            "stages/test_resuming.py::test_a_longer_run_is_the_one_that_was_longer_from_the_start"
+        ],
+        "models/test_stacking.py::test_decoding_from_stacked_params_is_decoding_from_unrolled": [
+            "models/test_stacking.py::test_samples_of_stacked_params_are_those_of_unrolled_ones"
+        ],
+        "stages/test_resuming.py::test_other_micro_batches_go_on_and_are_told": [
+            "stages/test_plans.py::test_a_checkpoint_of_one_plan_goes_on_under_another",
+            "stages/test_dpo.py::test_micro_batches_and_shards_change_rounding_only",
+        ],
+        "stages/test_plans.py::test_fit_cuts_the_calls_of_the_runs_own_mesh": [
+            "stages/test_plans.py::test_a_run_searches_once"
+        ],
+        "cli/test_sweep.py::test_cells_run_and_are_not_run_again": [
+            "cli/test_sweep_grid.py::test_after_a_kill_the_same_command_runs_what_is_left"
         ],
         "docs/test_pages.py::test_a_page_runs_as_it_is_printed[docs/guides/resume.md]": [
-            f"docs/test_pages.py::test_a_page_runs_as_it_is_printed[docs/{page}.md]"
-            for page in (
-                "guides/lora",
-                "guides/offline_dpo",
-                "guides/sweeps",
-                "guides/tracking",
-                "guides/your_data",
-                "guides/your_reward",
-                "guides/configure",
-                "guides/compare",
-                "guides/from_other_libraries",
-                "scale/plans",
-            )
+            "docs/test_pages.py::test_the_page_of_the_quickstart_runs_as_it_is_printed",
+            "face/test_names.py::test_the_page_runs_as_printed",
         ],
     }.items()
     for name in names
 }
-"""Beginnings of the names of long tests, each with that of a quicker test of the same kind."""
+"""Beginnings of the names of other long tests, each with that of a quicker test of the same kind."""
 
 
 FIRST = (
     "tests/devices/test_distributed.py",
-    "tests/stages/test_kill.py",
-    "tests/run_directory/test_changes.py",
-    "tests/docs/test_pages.py",
-    "tests/third_party/test_batteries.py",
-    "tests/stages/test_resuming.py",
-    "tests/face/test_calls.py",
-    "tests/test_recipes.py",
-    "tests/models/test_battery.py",
     "tests/algorithms/test_battery.py",
+    "tests/stages/test_resuming.py",
+    "tests/stages/test_kill.py",
     "tests/stages/test_beginning.py",
-    "tests/third_party/test_commands.py",
-    "tests/studies/test_offpolicyness_study.py",
+    "tests/runtime/test_golden_steps.py",
+    "tests/stages/test_lora.py",
     "tests/stages/test_dpo.py",
+    "tests/run_directory/test_changes.py",
+    "tests/cli/test_plan.py",
+    "tests/third_party/test_batteries.py",
+    "tests/test_recipes.py",
+    "tests/stages/test_pretrained_models.py",
+    "tests/stages/test_smollm2_recipes.py",
+    "tests/test_package.py",
     "tests/stages/test_plans.py",
-    "tests/test_notebooks.py",
 )
 """Files that take longest, the longest first. A process that begins one of them last would run on
 alone while the others wait.
@@ -268,6 +308,10 @@ alone while the others wait.
 
 def is_slow(name: str) -> bool:
     """True for the name of a long test."""
+    test, bracket, case = name.partition("[")
+    quick = QUICK_CASES.get(test) if bracket else None
+    if quick is not None:
+        return not any(fnmatchcase(case.removesuffix("]"), pattern) for pattern in quick)
     return any(name.startswith(slow) for slow in SLOW)
 
 
@@ -312,6 +356,10 @@ def order(items: list[pytest.Item], first_file: int | None = None) -> None:
     items.sort(key=lambda item: place.get(_file(item), len(FIRST)))
 
 
+def _test(name: str) -> str:
+    return name.partition("[")[0]
+
+
 def _file(item: pytest.Item) -> str:
     return item.nodeid.partition("::")[0]
 
@@ -346,6 +394,11 @@ def check(names: Sequence[str]) -> None:
     for file in FIRST:
         if file not in files:
             raise pytest.UsageError(f"tests/slow.py names {file!r}, which has no test")
+    for test, patterns in QUICK_CASES.items():
+        cases = [name.partition("[")[2].removesuffix("]") for name in names if _test(name) == test]
+        for pattern in patterns:
+            if not any(fnmatchcase(case, pattern) for case in cases):
+                raise pytest.UsageError(f"tests/slow.py: {test} has no case {pattern!r}")
     for slow, quicker in SLOW.items():
         if not any(name.startswith(slow) for name in names):
             raise pytest.UsageError(f"tests/slow.py names {slow!r}, which is no test")
