@@ -3,7 +3,7 @@
 Command:   nice -n 19 python -m experiments.sweep --config=configs/studies/learning_rate_scale.py --workers=1 --minutes=90
 Hardware:  one CPU core
 Protocol:  experiments/studies/learning_rate_scale/protocol.md (hypotheses, cells, margins, stop rule)
-Budget:    4 arms x 2 lags x 2 learning rates x 5 seeds: 80 cells of 128 updates, and the SFT policy of each seed
+Budget:    4 arms x 2 lags x 2 learning rates x 8 seeds: 128 cells of 128 updates, and the SFT policy of each seed
 Result:    docs/results/learning_rate_scale.md, written from experiments/studies/learning_rate_scale/cells.jsonl
 
 VCPO (arXiv 2602.17616) makes the steps smaller where few completions of a stale batch count. Is that
@@ -25,7 +25,7 @@ from .staleness import NUM_UPDATES, RATE
 
 LAGS = (8, 16)
 RATES = (2e-3, 4e-3)
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2, 3, 4, 5, 6, 7)  # 5 to 7 by the stop rule
 PILOT_SEED = 100
 SCALED = "sqrt_ess"
 RULE, FACTORS = "rlhf.learning_rate_scale.rule", "rlhf.learning_rate_scale.factors"

@@ -75,12 +75,12 @@ def test_controls_are_derived_from_the_scaled_runs():
         return {"measured": {"learning_rate_scale": [factor, factor / 2]}}
 
     found = {(cell.arm, cell.seed): dict(cell.setting) for cell in report_cells(study, ended)}
-    assert len(found) == 80
+    assert len(found) == 128
     assert found["constant-lag8-0.002", 1] == {RATE: pytest.approx(2e-3 * 0.375)}
     assert found["constant-lag8-0.002", 0] == {RATE: pytest.approx(2e-3 * 0.75)}
     key = "rlhf.learning_rate_scale.factors"
     assert found["yoked-lag16-0.004", 0] == {key: (0.5, 0.25)}
-    assert found["yoked-lag16-0.004", 4] == {key: (1.0, 0.5)}
+    assert found["yoked-lag16-0.004", 7] == {key: (1.0, 0.5)}
 
 
 def test_a_yoked_run_has_the_factors_of_the_other_seed(tmp_path, monkeypatch):
