@@ -36,7 +36,9 @@ from rlhf_jax.sweeps.provenance import ROOT
 from rlhf_jax.sweeps.study import Cell, setting_from_json
 
 PAGES = ROOT / "docs" / "results"
-NAMES = ("quickstart", "grpovi", "offpolicyness", "keep_or_rebuild", "inflight_age", "staleness")
+NAMES = (
+    "quickstart", "grpovi", "offpolicyness", "keep_or_rebuild", "inflight_age", "staleness", "learning_rate_scale",
+)  # fmt: skip
 STUDIES = {name: f"configs/studies/{name}.py" for name in NAMES}
 """Name of the module in `experiments/studies/` -> the study's config."""
 TWO_ERRORS = 1.96 * math.sqrt(2)  # a difference of two evaluations that have equal standard errors
