@@ -114,6 +114,8 @@ class Stream:
         it; 0: never.
       trained_boundaries: replay. Entry r is the first boundary that sees round r trained; a round
         without an entry is never seen.
+      num_slices: H, the slices that draw a round together, each with S slots and `rows_per_round`
+        rows of it. Of several slices `clock.slices.Slices` settles F, which is the same for all.
     """
 
     clock: Clock
@@ -123,9 +125,10 @@ class Stream:
     tau: int = 0
     rebuild_every: int = 0
     trained_boundaries: tuple[int, ...] | None = None
+    num_slices: int = 1
 
     def __post_init__(self) -> None:
-        least = {"rows_per_round": 1, "num_slots": 1, "segment_steps": 1}
+        least = dict.fromkeys(("rows_per_round", "num_slots", "segment_steps", "num_slices"), 1)
         for name, lowest in (least | {"tau": 0, "rebuild_every": 0}).items():
             if getattr(self, name) < lowest:
                 raise Refusal(f"{name} is {getattr(self, name)}; accepted: {lowest} or more")
@@ -134,6 +137,11 @@ class Stream:
             raise Refusal(
                 f"rebuild_every is {self.rebuild_every} for pinned rows, whose keys and values never "
                 "get old; accepted: 0"
+            )
+        if self.clock.bounded and self.num_slices > 1:
+            raise Refusal(
+                f"num_slices is {self.num_slices} with a bounded clock, where each slice would take "
+                "the newest version that it sees; accepted: 1, or an exact clock"
             )
         if self.clock.version_schedule:
             raise Refusal("a stream has no version schedule; accepted: trained_boundaries")
@@ -163,7 +171,7 @@ class Stream:
     def harvest(
         self, state: StreamState, ended_S: Sequence[bool]
     ) -> tuple[tuple[int, ...], StreamState]:
-        """Takes ended rows out of their slots, and settles F.
+        """Takes ended rows out of their slots, and settles F; of several slices F stays open.
 
         Args:
           state: after `admit`.
@@ -185,9 +193,9 @@ class Stream:
                 complete.append(round_index)
         ended = dict(state.ended_at) | dict.fromkeys(complete, now)
         trained = list(state.trained_at)
-        while not self.clock.bounded and (r := len(trained)) in ended:
-            earliest = max(ended[r], trained[-1] if trained else 0)
-            if (end := self._trained_at(r, earliest)) is None:
+        settles = self.num_slices == 1 and not self.clock.bounded
+        while settles and (r := len(trained)) in ended:
+            if (end := self.training_end(r, ended[r], trained)) is None:
                 break
             trained.append(end)
             del ended[r]
@@ -199,8 +207,19 @@ class Stream:
             trained_at=tuple(trained),
         )
 
-    def _trained_at(self, round_index: int, earliest: int) -> int | None:
-        """F of a round that could be trained from `earliest` on; None: never."""
+    def training_end(
+        self, round_index: int, ended_at: int, trained_at: Sequence[int]
+    ) -> int | None:
+        """F of the next round; None: a replay never sees it.
+
+        Args:
+          round_index: r.
+          ended_at: E_r.
+          trained_at: F of the rounds before it.
+
+        Raises Refusal where a replayed boundary comes before E_r or F_(r-1).
+        """
+        earliest = max(ended_at, trained_at[-1] if trained_at else 0)
         recorded = self.trained_boundaries
         if recorded is None:
             return earliest + self.tau
@@ -223,6 +242,20 @@ class Stream:
         if max(state.row_of_slot) >= 0 or self.is_drained(state):
             return state.rounds_trained
         return max(state.rounds_trained, state.next_row // self.rows_per_round - self.clock.lag)
+
+    def idles(self, state: StreamState, rounds_trained: int) -> bool:
+        """True where no row is live and none may be admitted at the next boundary.
+
+        Args:
+          state: after the harvest.
+          rounds_trained: T of the boundary.
+        """
+        admissible = min(self.num_rows, self._admissible(rounds_trained))
+        return max(state.row_of_slot) < 0 and state.next_row >= admissible
+
+    def _admissible(self, rounds_trained: int) -> int:
+        """Rows of the rounds that may be admitted where T rounds are trained."""
+        return (rounds_trained + self.clock.lag + 1) * self.rows_per_round
 
     def rebuilds(self, state: StreamState, rounds_trained: int) -> bool:
         """True where T passes a multiple of `rebuild_every` at the next boundary.
@@ -251,7 +284,7 @@ class Stream:
             )
         slots = list(state.row_of_slot)
         free = [slot for slot, row in enumerate(slots) if row < 0]
-        admissible = (rounds_trained + self.clock.lag + 1) * self.rows_per_round
+        admissible = self._admissible(rounds_trained)
         last = min(self.num_rows, admissible, state.next_row + len(free))
         rows = tuple(range(state.next_row, last))
         for slot, row in zip(free, rows, strict=False):

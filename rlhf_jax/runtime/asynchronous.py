@@ -22,7 +22,7 @@ says.
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -78,36 +78,41 @@ def run(
         buffer.put(round_index, samples)
     issued = rounds_to_sample(program.spec.clock, start_round, pending)
     sample = partial(sample_rounds, program, buffer, issued, monitor)
-    with sampling_thread(sample, buffer, monitor, deadline_seconds, call_seconds):
+    with sampling_threads([sample], buffer, monitor, deadline_seconds, call_seconds):
         yield from train(program, buffer, states, start_round, set(pending), monitor)
 
 
 @contextlib.contextmanager
-def sampling_thread(
-    sample: Callable[[], None],
+def sampling_threads(
+    samples: Sequence[Callable[[], None]],
     buffer: Buffer,
     monitor: LoopMonitor,
     deadline_seconds: float,
     call_seconds: float,
-) -> Iterator[threading.Thread]:
-    """Runs the sampling thread beside its body, which is the trainer, and watches both.
+) -> Iterator[list[threading.Thread]]:
+    """Runs sampling threads beside its body, which is the trainer, and watches them all.
 
     Args:
-      sample: of the thread; hands its exceptions to the buffer.
+      samples: of each thread; hands its exceptions to the buffer.
       buffer: between the two. An exception of the body goes there too.
       monitor: of the loop.
       deadline_seconds: longest silence of a thread outside of work, calls and waits.
       call_seconds: longest time of one call of the devices.
 
-    Raises what the body raised, and `buffer.Stalled` where the thread does not end after it.
+    Raises what the body raised, and `buffer.Stalled` where a thread does not end after it.
     """
-    sampler = threading.Thread(target=sample, name=stopping.SAMPLER, daemon=True)
+    names = stopping.sampler_names(len(samples))
+    samplers = [
+        threading.Thread(target=sample, name=name, daemon=True)
+        for sample, name in zip(samples, names, strict=True)
+    ]
     watchdog = stopping.Watchdog(buffer, deadline_seconds, call_seconds, monitor.say)
-    sampler.start()
-    watchdog.start(threading.current_thread(), sampler)
+    for sampler in samplers:
+        sampler.start()
+    watchdog.start(threading.current_thread(), *samplers)
     patience = min(JOIN_SECONDS, call_seconds)
     try:
-        yield sampler
+        yield samplers
         patience = call_seconds
     except BaseException as error:
         buffer.stop(error)
@@ -117,9 +122,10 @@ def sampling_thread(
         # A sampler may be in the middle of a round that nobody needs. A run that ends well waits
         # for it as long as a round may take, because a thread inside a device call can crash the
         # interpreter's exit.
-        sampler.join(patience)
+        for sampler in samplers:
+            sampler.join(patience)
         watchdog.end()
-    if sampler.is_alive():
+    if any(sampler.is_alive() for sampler in samplers):
         raise Stalled(f"the run has ended, but {stopping.hung_sampler()}")
 
 

@@ -117,9 +117,9 @@ class Sampler:
         return self._disaggregated
 
     @property
-    def first(self) -> tuple[Mesh, Rest]:
-        """The mesh of the first slice, or of the trainer, and the base of an adapter on it."""
-        return self._meshes[0], self._rests[0]
+    def slices(self) -> list[tuple[Mesh, Rest]]:
+        """The mesh of each slice, or of the trainer, and the base of an adapter on it."""
+        return list(zip(self._meshes, self._rests, strict=True))
 
     def version_bytes(self) -> list[Counter[Device]]:
         """Bytes of a published version by device, for each mesh that samples."""

@@ -29,7 +29,7 @@ from rlhf_jax.runtime.activity import State
 from rlhf_jax.runtime.buffer import Buffer, Stalled
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SAMPLER = "sampler"  # the name of the sampling thread
+SAMPLER = "sampler"  # the name of the sampling thread; of several slices with a number
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 5.0  # for a trainer that is told to end, and may only be slow
 
@@ -101,10 +101,17 @@ def give_up(error: BaseException) -> None:
         leave(1)
 
 
+def sampler_names(num_slices: int) -> list[str]:
+    """The names of sampling threads, one for each slice."""
+    return [SAMPLER] if num_slices == 1 else [f"{SAMPLER} {n}" for n in range(num_slices)]
+
+
 def hung_sampler() -> str:
     """The activity of a sampling thread that outlived its run; "" where there is none."""
     threads = [
-        thread for thread in threading.enumerate() if thread.name == SAMPLER and thread.is_alive()
+        thread
+        for thread in threading.enumerate()
+        if thread.name.split(" ")[0] == SAMPLER and thread.is_alive()
     ]
     states = [activity.state_of(thread.ident or 0) for thread in threads]
     return "; ".join(
@@ -171,9 +178,10 @@ class Watchdog:
         self._sides: dict[str, threading.Thread] = {}
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def start(self, trainer: threading.Thread, sampler: threading.Thread) -> None:
-        """Begins, both threads alive."""
-        self._sides = {"trainer": trainer, "sampler": sampler}
+    def start(self, trainer: threading.Thread, *samplers: threading.Thread) -> None:
+        """Begins, all threads alive."""
+        names = sampler_names(len(samplers))
+        self._sides = {"trainer": trainer} | dict(zip(names, samplers, strict=True))
         for thread in self._sides.values():
             assert thread.ident is not None
             activity.beat(thread.ident)
@@ -198,7 +206,7 @@ class Watchdog:
                 state.kind == "wait" and state.seconds > self.limits["wait"]
                 for state in states.values()
             ]
-            if self._stalled is None and (over or (len(states) == 2 and all(waiting))):
+            if self._stalled is None and (over or (len(states) > 1 and all(waiting))):
                 self._stalled = Stalled(self._describe(states, over))
                 self._buffer.stop(self._stalled)
             if self._stalled is None or "trainer" not in over:

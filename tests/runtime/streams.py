@@ -6,6 +6,7 @@ import dataclasses
 import time
 import zlib
 from collections.abc import Callable, Generator
+from functools import partial
 from types import SimpleNamespace
 from typing import cast
 
@@ -13,12 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.clock import Clock, Stream
+from rlhf_jax.clock import Clock, Stream, run_row
 from rlhf_jax.runtime import synchronous
 from rlhf_jax.runtime.inflight import loop, threads
 from rlhf_jax.runtime.inflight.api import Drawn, PoolState
+from rlhf_jax.runtime.inflight.cuts import Cuts, Saving
 from rlhf_jax.runtime.inflight.held import Held, SideBySide
+from rlhf_jax.runtime.inflight.one_slice import StreamSampler
 from rlhf_jax.runtime.inflight.rows import Rows
+from rlhf_jax.runtime.inflight.shares import prompts_of_slice
+from rlhf_jax.runtime.inflight.slices import SlicedSampler
 from rlhf_jax.types import Mean, Prompts
 
 PROMPTS, SAMPLES, C, EOS, PAD = 2, 2, 11, 9, 0
@@ -48,17 +53,22 @@ def after(cache: int, params: int, token: int) -> int:
     return mixed(cache, params, token)
 
 
-def prompts(round_index: int) -> Prompts:
-    ordinal_P = np.arange(PROMPTS, dtype=np.int32) + round_index * PROMPTS
+def prompts(round_index: int, num_prompts: int = PROMPTS) -> Prompts:
+    ordinal_P = np.arange(num_prompts, dtype=np.int32) + round_index * num_prompts
     tokens_PQ = np.stack([ordinal_P % 8, ordinal_P % 7], axis=1).astype(np.int32)
     return Prompts(tokens_PQ, np.ones_like(tokens_PQ, bool), ordinal_P)  # type: ignore[arg-type]
 
 
 class FakePool:
-    """The calls of `Pool`. Its state is arrays of one number a slot, and the tokens of each."""
+    """The calls of `Pool`. Its state is arrays of one number a slot, and the tokens of each. Tokens
+    depend on the row of the run, not on that of the slice.
+    """
 
-    def __init__(self, num_slots: int, segment_steps: int, delay=lambda: 0.0):
+    def __init__(self, num_slots, segment_steps, delay=lambda: 0.0, slice_index=0, num_slices=1):
         self.segment_steps, self.delay = segment_steps, delay
+        self.run_row = partial(
+            run_row, slice_index=slice_index, num_slices=num_slices, samples_per_prompt=SAMPLES
+        )
         self.row_S = np.full(num_slots, -1)
         self.place_S = np.zeros(num_slots, int)  # of the row's params among those side by side
         self.count_S = np.zeros(num_slots, int)
@@ -71,7 +81,7 @@ class FakePool:
 
     def _draw(self, params, slot: int) -> np.float32:
         params = self._params_of(params, slot)
-        row, place = int(self.row_S[slot]), self.step % C
+        row, place = self.run_row(int(self.row_S[slot])), self.step % C
         token = token_of(params, row, int(self.cache_S[slot]))
         self.tokens_SC[slot, self.count_S[slot]] = token
         self.count_S[slot] += 1
@@ -94,7 +104,7 @@ class FakePool:
         for row, slot in zip(rows, slots, strict=True):
             assert self._ended(slot), "a slot that is still written is not free"
             self.row_S[slot], self.count_S[slot], self.tokens_SC[slot] = row, 0, 0
-            self.cache_S[slot] = mixed(self._params_of(params, slot), row // SAMPLES)
+            self.cache_S[slot] = mixed(self._params_of(params, slot), self.run_row(row) // SAMPLES)
             self._first[slot] = self._draw(params, slot)
 
     def segment(self, params):
@@ -124,7 +134,7 @@ class FakePool:
     def rebuild(self, params):
         self.needs_rebuild, self.step = False, 0
         for slot in np.flatnonzero(self.row_S >= 0):
-            cache = mixed(params, int(self.row_S[slot]) // SAMPLES)
+            cache = mixed(params, self.run_row(int(self.row_S[slot])) // SAMPLES)
             for token in self.tokens_SC[slot, : self.count_S[slot]]:
                 cache = after(cache, params, int(token))
             self.rebuilt += cache != self.cache_S[slot]
@@ -156,16 +166,25 @@ class FakeProgram:
 
     critic_is_disaggregated = False
 
-    def __init__(self, clock: Clock, delay=lambda: 0.0):
-        self.spec, self.delay = SimpleNamespace(clock=clock), delay
+    def __init__(self, stream: Stream, delay=lambda: 0.0):
+        self.spec, self.delay = SimpleNamespace(clock=stream.clock), delay
+        self.num_slices = stream.num_slices
+        self.num_prompts = stream.rows_per_round * stream.num_slices // SAMPLES
 
     def publish(self, states):
-        return states[1]
+        return states[1] if self.num_slices == 1 else (states[1],) * self.num_slices
 
     def score(self, states, samples, given=None):
         pause(self.delay())
         scores = SimpleNamespace(score_B=np.zeros(1))
-        return scores, FakeBatch(int(samples.ordinal_B[0]) // PROMPTS, digest_of(samples))
+        round_index = int(samples.ordinal_B[0]) // self.num_prompts
+        assert (
+            samples.ordinal_B.tolist()
+            == np.repeat(
+                np.arange(self.num_prompts) + round_index * self.num_prompts, SAMPLES
+            ).tolist()
+        ), "rows are in the order of the prompts"
+        return scores, FakeBatch(round_index, digest_of(samples))
 
     def minibatch(self, batch, round_index, update):
         assert batch.round_index == round_index
@@ -190,13 +209,21 @@ def make_stream(
     return Stream(clock, B, slots, steps, tau, rebuild_every, **changes)
 
 
-def make_sampler(stream: Stream, delay=lambda: 0.0, saving=None, snapshot=None):
-    pool = FakePool(stream.num_slots, stream.segment_steps, delay)
-    rows = Rows(prompts, B, C, SAMPLES, 1.0, (EOS,), PAD)
-    held = None
-    if stream.clock.pinned:
-        held = Held(stream.clock.lag + 1, jax.ShapeDtypeStruct((), np.int32))  # type: ignore[arg-type]
-    return loop.StreamSampler(stream, pool, rows, saving, snapshot, held=held)
+def make_sampler(stream: Stream, delay=lambda: 0.0, saving=None, cut=None) -> SlicedSampler:
+    """`delay` may be one function for all slices, or one for each."""
+    num_slices, cuts, slices = stream.num_slices, Cuts(saving or Saving(), stream, SAMPLES), []
+    delays = delay if isinstance(delay, list | tuple) else [delay] * num_slices
+    of_round = partial(prompts, num_prompts=stream.rows_per_round * num_slices // SAMPLES)
+    for index in range(num_slices):
+        sizes = stream.num_slots, stream.segment_steps
+        pool = FakePool(*sizes, delays[index], index, num_slices)
+        mine, num_rows = prompts_of_slice(of_round, index, num_slices), stream.rows_per_round
+        rows = Rows(mine, num_rows, C, SAMPLES, 1.0, (EOS,), PAD)
+        held, snapshot = None, cut and cut.slices[index]
+        if stream.clock.pinned:
+            held = Held(stream.clock.lag + 1, jax.ShapeDtypeStruct((), np.int32))  # type: ignore[arg-type]
+        slices.append(StreamSampler(stream, pool, rows, cuts.of(index), snapshot, held=held))
+    return SlicedSampler(slices, cuts)
 
 
 @dataclasses.dataclass
@@ -241,11 +268,11 @@ def follow(events, trained: Trained):
 
 
 def begin(stream, threaded=False, sampler_delay=None, trainer_delay=None, start=None, **options):
-    """The events of a run, and its sampler. `start`: (round, states, snapshot)."""
-    round_index, states, snapshot = start or (0, (0, 1), None)
+    """The events of a run, and its sampler. `start`: (round, states, cut)."""
+    round_index, states, cut = start or (0, (0, 1), None)
     saving, monitor = options.pop("saving", None), options.pop("monitor", None)
-    sampler = make_sampler(stream, sampler_delay or (lambda: 0.0), saving, snapshot)
-    program = FakeProgram(stream.clock, trainer_delay or (lambda: 0.0))
+    sampler = make_sampler(stream, sampler_delay or (lambda: 0.0), saving, cut)
+    program = FakeProgram(stream, trainer_delay or (lambda: 0.0))
     run = cast("Callable[..., Generator[synchronous.Event]]", threads.run if threaded else loop.run)
     arguments = program, sampler, lambda samples: samples, states, round_index, monitor
     return run(*arguments, **options), sampler
@@ -257,5 +284,5 @@ def finish(stream, threaded=False, **options) -> Trained:
     events, sampler = begin(stream, threaded, **options)
     for _ in follow(events, trained):
         pass
-    trained.recorded = stream.recorded(sampler.state)
+    trained.recorded = sampler.recorded
     return trained

@@ -15,8 +15,8 @@ from rlhf_jax.clock import Clock
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import asynchronous, synchronous
 from rlhf_jax.runtime.inflight.api import Drawn
-from rlhf_jax.runtime.inflight.loop import Saving, Snapshot
-from rlhf_jax.runtime.inflight.rows import Rows
+from rlhf_jax.runtime.inflight.cuts import Cut, Saving
+from rlhf_jax.runtime.inflight.rows import Rows, busy_figures
 
 from . import streams
 from .streams import NUM_ROUNDS, Trained, begin, finish, follow, make_stream
@@ -89,13 +89,13 @@ def test_busy_slots_are_counted_in_the_steps_of_a_round():
     tokens_TS[1, 0] = tokens_TS[2, 1] = streams.EOS
     drawn = Drawn(tokens_TS, np.zeros((4, 3)), live_TS, np.array([True, True, False]))
     rows.add(drawn, [2, 3, 4], version=0)
-    assert rows.figures(0) == {"slots_busy": 5 / 6}
-    assert rows.figures(1) == {"slots_busy": 6 / 9}
+    assert busy_figures(rows.slot_counts(0)) == {"slots_busy": 5 / 6}
+    assert busy_figures(rows.slot_counts(1)) == {"slots_busy": 6 / 9}
     older = {name: array for name, array in rows.saved(0).items() if name != "0.slots_2"}
     again = rows_of_streams()
     again.restore(older)
-    assert again.figures(0) == {}, "a snapshot without the count has no share"
-    assert again.figures(1) == {"slots_busy": 6 / 9}
+    assert busy_figures(again.slot_counts(0)) == {}, "a snapshot without the count has no share"
+    assert busy_figures(again.slot_counts(1)) == {"slots_busy": 6 / 9}
 
 
 def test_every_round_says_how_busy_the_slots_were():
@@ -145,7 +145,7 @@ def test_a_rebuild_leaves_caches_of_one_version():
     trained = Trained()
     for _ in follow(events, trained):
         pass
-    assert sampler.pool.rebuilt > 0  # type: ignore[attr-defined]
+    assert sampler.slices[0].pool.rebuilt > 0  # type: ignore[attr-defined]
     params = {0: 1} | {r + 1: states[1] for r, states in trained.states.items()}
     for round_index, samples in trained.samples.items():
         for index in range(streams.B):
@@ -195,15 +195,15 @@ def test_random_bounded_schedules_stay_in_the_bound_and_are_replayed(block):
 class Disk:
     """Checkpoints as files would keep them: train states by round, and bytes of snapshots."""
 
-    def __init__(self, every: int):
-        self.every, self.states, self.files = every, {}, {}
+    def __init__(self, every: int, num_slices: int = 1):
+        self.every, self.num_slices, self.states, self.files = every, num_slices, {}, {}
 
     def wanted(self, round_index: int) -> bool:
         return round_index % self.every == 0
 
-    def write(self, round_index: int, snapshot: Snapshot) -> None:
+    def write(self, round_index: int, cut: Cut) -> None:
         file = io.BytesIO()
-        np.savez(file, allow_pickle=False, **snapshot.arrays())
+        np.savez(file, allow_pickle=False, **cut.arrays())
         self.files[round_index] = file.getvalue()
 
     def newest(self):
@@ -212,7 +212,7 @@ class Disk:
         if not whole:
             return None
         with np.load(io.BytesIO(self.files[whole[-1]])) as arrays:
-            return whole[-1], self.states[whole[-1]], Snapshot.of(dict(arrays))
+            return whole[-1], self.states[whole[-1]], Cut.of(dict(arrays), self.num_slices)
 
     @property
     def saving(self) -> Saving:
@@ -318,7 +318,7 @@ def test_a_pool_that_loses_tokens_is_an_error():
         ),
     ):
         stream = make_stream(lag=0, slots=6, steps=2)
-        sampler = streams.make_sampler(stream)
+        (sampler,) = streams.make_sampler(stream).slices
         segment = sampler.pool.segment
 
         def broken(params, segment=segment, change=change):

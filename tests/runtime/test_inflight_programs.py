@@ -18,7 +18,7 @@ from rlhf_jax.models.common import adapters
 from rlhf_jax.ops import versions
 from rlhf_jax.runtime import synchronous
 from rlhf_jax.runtime.inflight import loop, threads
-from rlhf_jax.runtime.inflight.loop import Saving
+from rlhf_jax.runtime.inflight.cuts import Saving
 from rlhf_jax.runtime.inflight.slot_program import SlotProgram, place
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.stages.inflight import loops
@@ -66,6 +66,16 @@ def through_slots(program: Program, stream: Stream) -> SlotProgram:
     return SlotProgram(spec, program.reference_params, **sizes, drains=False, rebuilds=rebuilds)
 
 
+def slowed(segment, slice_index: int):
+    """A segment that takes longer, each slice's by another time."""
+
+    def slow(params):
+        time.sleep(SEGMENT_SECONDS * (1 + slice_index))
+        return segment(params)
+
+    return slow
+
+
 def run(program: SlotProgram, stream: Stream, threaded: bool) -> Run:
     """A whole run, from boundary 0.
 
@@ -84,14 +94,8 @@ def run(program: SlotProgram, stream: Stream, threaded: bool) -> Run:
 
     program.publish = noted
     sampler = loops.make_sampler(program, stream, Saving(), None)
-    segment = sampler.pool.segment
-
-    def slowed(params):
-        time.sleep(SEGMENT_SECONDS)
-        return segment(params)
-
-    if threaded:
-        sampler.pool.segment = slowed  # type: ignore[method-assign]
+    for index, each in enumerate(sampler.slices if threaded else ()):
+        each.pool.segment = slowed(each.pool.segment, index)  # type: ignore[method-assign]
     begin = threads.run if threaded else loop.run
     states = program.init(program.reference_params)
     for event in begin(program, sampler, partial(place, program=program), states, 0):
@@ -182,7 +186,7 @@ def test_nothing_of_the_slots_is_compiled_after_the_beginning_on_one_device_and_
         assert len(compiled) == num_admissions + 1 + 1 + 4 + 1, (
             "admissions, insertion, segment, rebuilds, and slots without rows"
         )
-        sampler = loops.make_sampler(program, stream, Saving(), None)
+        (sampler,) = loops.make_sampler(program, stream, Saving(), None).slices
         compiled.clear()
         rounds_of[shape], is_mixed = [], []
         while not sampler.is_drained:

@@ -46,7 +46,7 @@ def check_exact_lag(trained: Trained, clock: Clock) -> None:
 
 def versions_side_by_side(stream: Stream) -> int:
     """The most versions that a segment of a run draws with."""
-    sampler, most = streams.make_sampler(stream), 0
+    (sampler,), most = streams.make_sampler(stream).slices, 0
     admit = sampler.stream.admit
     boundaries = []
 
@@ -113,7 +113,7 @@ def test_a_run_that_is_killed_and_goes_on_is_one_that_was_not(mode):
         per_round = 3 + stream.clock.updates_per_round
         run_until(stream, disk, rng.randint(1, NUM_ROUNDS * per_round), trained, threaded)
         start = disk.newest()
-        several += start is not None and len(start[2].versions) > 1
+        several += start is not None and len(start[2].slices[0].versions) > 1
         resumed += run_until(stream, disk, 0, trained, not threaded) > 0
         assert same(trained, whole), f"kill {kill}"
     assert resumed > KILLS / 3

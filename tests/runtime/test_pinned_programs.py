@@ -15,7 +15,7 @@ from rlhf_jax.models.common import adapters
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import synchronous
 from rlhf_jax.runtime.inflight import loop
-from rlhf_jax.runtime.inflight.loop import Saving, Snapshot
+from rlhf_jax.runtime.inflight.cuts import Cut, Saving
 from rlhf_jax.runtime.inflight.slot_program import SlotProgram, place
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.stages.inflight import loops
@@ -65,7 +65,7 @@ def test_segments_have_rows_of_several_versions(program, simulated):
     """Otherwise the battery would compare what static batches can do too."""
     del simulated
     stream = make_stream(program)
-    sampler = loops.make_sampler(program, stream, Saving(), None)
+    (sampler,) = loops.make_sampler(program, stream, Saving(), None).slices
     published, most = program.publish(program.init(program.reference_params)), 0
     while not sampler.is_drained:
         trained = stream.rounds_trained(sampler.state)
@@ -101,7 +101,7 @@ def test_a_checkpoint_has_the_versions_of_running_rows(program, simulated):
     )
     names = [name for name in kept[3] if name.startswith("versions.")]
     assert len({name.split(".")[1] for name in names}) == LAG + 1
-    *_, last = follow(at_three, 3, Saving(), Snapshot.of(kept[3]))
+    *_, last = follow(at_three, 3, Saving(), Cut.of(kept[3]))
     params = {role: state.params for role, state in last.states.items()}
     assert same(host(params), simulated.params)
 
@@ -121,7 +121,7 @@ def test_versions_add_no_program_on_one_device_and_on_two(compiled):
         compile_slots(small)
         assert len(compiled) == num_admissions + 1 + 1 + 1
         compiled.clear()
-        sampler = loops.make_sampler(small, stream, Saving(), None)
+        (sampler,) = loops.make_sampler(small, stream, Saving(), None).slices
         while not sampler.is_drained:
             trained = stream.rounds_trained(sampler.state)
             for version in sampler.due(trained):
@@ -141,7 +141,7 @@ def test_versions_add_no_program_on_one_device_and_on_two(compiled):
 
 def test_the_base_is_shared_and_no_version_is_copied(program, simulated):
     base = program.reference_params.base
-    sampler = loops.make_sampler(program, make_stream(program), Saving(), None)
+    (sampler,) = loops.make_sampler(program, make_stream(program), Saving(), None).slices
     for version in range(4):
         sampler.take(simulated.published[2 * version], version)
     assert sampler.held is not None
@@ -166,7 +166,7 @@ def test_versions_are_counted_in_memory(program, monkeypatch):
     monkeypatch.setattr(memory, "check", noted)
     program.check_memory(asynchronous=True)
     assert found["num_live"] == 6
-    (of_slots,) = program.slots.slot_bytes().values()
+    (of_slots,) = program.slots[0].slot_bytes().values()
     assert list(found["slots"].values()) == [of_slots + 3 * size]
     assert found["rounds"][0] == 1  # rows wait on the host
 

@@ -10,7 +10,7 @@ import pytest
 
 from rlhf_jax import scoring
 from rlhf_jax.clock import Clock, Stream
-from rlhf_jax.runtime.inflight.loop import StreamSampler
+from rlhf_jax.runtime.inflight.one_slice import StreamSampler
 from rlhf_jax.runtime.inflight.rows import Rows
 from rlhf_jax.types import Params, Samples
 from tests import tiny

@@ -49,6 +49,9 @@ def test_settings_that_are_defined():
     check(weights="round", num_slots=16, clock="bounded", loop="asynchronous")
     check(weights="round", num_slots=4, version_schedule=(0,) * 8)
     check(weights="pinned", tau=4)
+    check(sampler_slices=2, num_slots=16)
+    check(sampler_slices=2, num_slots=16, weights="pinned")
+    check(sampler_slices=2, num_slots=8, weights="round", clock="bounded", loop="asynchronous")
     assert rlhf.stream(INFLIGHT).rows_per_round == 16
 
 
@@ -81,7 +84,15 @@ def test_a_plan_is_told_the_lag_from_which_slots_are_full():
         ({"clock": "bounded", "loop": "asynchronous", "tau": 2}, "rlhf.tau is 2 with rlhf.clock"),
         ({"num_slots": 33}, "rlhf.num_slots is 33, and at most 32 rows"),
         ({"version_schedule": (0,) * 8}, "a version schedule gives every round one version"),
-        ({"sampler_slices": 2}, "rlhf.sampler_slices=2"),
+        (
+            {"sampler_slices": 2, "clock": "bounded", "loop": "asynchronous"},
+            "rlhf.clock is 'bounded' with rlhf.weights='inflight' and rlhf.sampler_slices=2",
+        ),
+        (
+            {"sampler_slices": 2, "num_slots": 17},
+            "rlhf.num_slots is 17, and at most 16 rows can be written at once on each of 2 slices",
+        ),
+        ({"sampler_slices": 3, "num_slots": 8}, "4 prompts, which 3 sampler slice"),
     ],
 )
 def test_other_combinations_are_refused_by_name(changes, named):
@@ -198,3 +209,51 @@ def test_pinned_rows_go_on_in_threads_with_the_lag_of_the_clock(tmp_path):
     runs.run(cut, **settings | {"rlhf__loop": "asynchronous"})
     assert runs.steps(cut) == runs.steps(whole)
     assert_same(whole, cut)
+
+
+@pytest.mark.parametrize("count", [2])
+def test_several_processes_are_refused_by_name(monkeypatch, count):
+    monkeypatch.setattr(rlhf.jax, "process_count", lambda: count)
+    with pytest.raises(Refusal, match=r"rlhf.engine is 'slots' on 2 processes; accepted: one"):
+        check()
+
+
+SLICED = {"rlhf__sampler_slices": 2, "rlhf__num_slots": 4, "mesh__data": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rlhf__rebuild_every": 1, "rlhf__sampler_slice_devices": 2},
+        {"rlhf__weights": "pinned", "lora__rank": 3},
+        {"rlhf__weights": "round", "rlhf__tau": 0},
+    ],
+    ids=["keep", "rebuild", "pinned", "round"],
+)
+def test_slices_in_threads_go_on_as_the_simulated_loop(tmp_path, changes):
+    """Two slices of devices in one process, which go on from a checkpoint in threads: bitwise the
+    run of the simulated loop that never stopped.
+    """
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings, streams = SETTINGS | SLICED | changes, changes.get("rlhf__weights") != "round"
+    runs.run(whole, **settings)
+    timings = [line for line in lines(whole, "metrics.jsonl") if line.get("kind") == "timing"]
+    (later,) = [line["later_programs"] for line in timings if line["stage"] == "rlhf"]
+    assert later == 0, "a program is compiled after the first round"
+    rows = lines(whole, "ledger.jsonl")
+    if "rlhf__weights" not in changes:
+        assert len([row for row in rows if "versions" in row]) >= 0.3 * len(rows)
+    shutil.copytree(whole, cut)
+    for step in (step for step in runs.steps(cut) if step > 3):
+        shutil.rmtree(cut / "checkpoints" / "rlhf" / str(step))
+    if streams:
+        names = np.load(cut / "stream" / "00000003.npz").files
+        assert {name.split(".")[0] for name in names} >= {"slice0", "slice1"}
+    runs.run(cut, **settings | {"rlhf__loop": "asynchronous"})
+    assert runs.steps(cut) == runs.steps(whole)
+    assert_same(whole, cut, RECORDS if streams else RECORDS[:2])
+    if streams:
+        with pytest.raises(Refusal, match=r"those of 2 slice\(s\), and this run has 1"):
+            shutil.rmtree(cut / "checkpoints" / "rlhf" / str(runs.steps(cut)[-1]))
+            runs.run(cut, **settings | {"rlhf__sampler_slices": 0, "rlhf__num_slots": 4})

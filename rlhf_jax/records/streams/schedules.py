@@ -4,7 +4,9 @@ drew all tokens of the segment; pinned rows have that of their round.
 
     {"stage": "rlhf", "boundary": 7, "version": 4, "rebuilt": false, "rows": [24, 25], "slots": [1, 5], "ended": [20]}
 
-The first boundary of each version is all that a replay needs.
+With several sampler slices each of them has a line for a boundary, in order, which also has "slice".
+The version at a boundary is the same in all slices. The first boundary of each version is all that a
+replay needs.
 """
 
 import json
@@ -21,14 +23,18 @@ from rlhf_jax.refusal import MissingInput, Refusal
 FILE = "schedule.jsonl"
 
 
-def line(boundary: Boundary, ended: Sequence[int]) -> dict[str, Any]:
+def line(
+    boundary: Boundary, ended: Sequence[int], slice_index: int | None = None
+) -> dict[str, Any]:
     """The line of a boundary.
 
     Args:
       boundary: as the clock decided it.
       ended: rows that ended in its segment.
+      slice_index: of the slice; None: there is one.
     """
-    return {
+    of_slice = {} if slice_index is None else {"slice": slice_index}
+    return of_slice | {
         "stage": STAGE,
         "boundary": boundary.index,
         "version": boundary.version,

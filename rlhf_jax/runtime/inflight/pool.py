@@ -61,7 +61,7 @@ class SlotPool:
         Raises Refusal for slots that the shards of rows do not divide.
         """
         self.config, self._model, self._mesh, self._rest = config, model, mesh, rest
-        self._prompts_of_round, self._rounds = prompts, {}
+        self.prompts, self._rounds = prompts, {}
         self._key = jax.device_put(key, sharding.replicated(mesh))
         prompt_columns = self.prompts_of(some_round).tokens_PQ.shape[1]
         self._programs = programs or Programs(model, config, prompt_columns, mesh)
@@ -294,9 +294,7 @@ class SlotPool:
             rows = self._row_S[self._live_S] if self._rounds else []
             kept = {self.config.place_of(int(row))[0] for row in rows}
             self._rounds = {r: prompts for r, prompts in self._rounds.items() if r in kept}
-            self._rounds[round_index] = jax.tree.map(
-                np.asarray, self._prompts_of_round(round_index)
-            )
+            self._rounds[round_index] = jax.tree.map(np.asarray, self.prompts(round_index))
         return self._rounds[round_index]
 
     def _prompts(self, batch: Sequence[int], size: int) -> Prompts:

@@ -26,6 +26,17 @@ class RoundRows:
     slots_2: np.ndarray
 
 
+def busy_figures(slots_2: np.ndarray) -> dict[str, float]:
+    """Metrics of how a round was drawn: `slots_busy`, the share of slots that drew a token, over the
+    decode steps that drew one of the round. {} where there was no such step.
+
+    Args:
+      slots_2: of the round, `Rows.slot_counts`, or the sum of them over slices.
+    """
+    busy, total = slots_2.tolist()
+    return {"slots_busy": busy / total} if total > 0 else {}
+
+
 @dataclass
 class Rows:
     """Rows of the rounds that are not trained on yet.
@@ -114,12 +125,11 @@ class Rows:
                 is_mine_D = live_DS[:, round_S == round_index].any(axis=1)
                 counted_2 += live_DS[is_mine_D].sum(), is_mine_D.sum() * row_S.size
 
-    def figures(self, round_index: int) -> dict[str, float]:
-        """Metrics of how a complete round was drawn: `slots_busy`, the share of slots that drew a
-        token, over the decode steps that drew one of the round. {} where there was no such step.
+    def slot_counts(self, round_index: int) -> np.ndarray:
+        """Tokens that all slots drew in the decode steps that drew one of a complete round, and slots
+        times these steps: int64 `[2]`; (-1, -1): not known.
         """
-        busy, total = self._rounds[round_index].slots_2.tolist()
-        return {"slots_busy": busy / total} if total > 0 else {}
+        return self._rounds[round_index].slots_2
 
     def _of(self, round_index: int) -> RoundRows:
         if round_index not in self._rounds:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import jax
@@ -15,6 +16,7 @@ from rlhf_jax.runtime.inflight.held import Held
 from rlhf_jax.runtime.inflight.pool import SlotPool
 from rlhf_jax.runtime.inflight.programs import Config, Programs
 from rlhf_jax.runtime.inflight.round import sample_round
+from rlhf_jax.runtime.inflight.shares import interleaved, prompts_of_slice, published_to
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.sampler import Entry
 from rlhf_jax.runtime.spec import ProgramSpec, Published
@@ -71,52 +73,57 @@ class SlotProgram(Program):
         each other.
         """
         super().__init__(spec, reference_params)
-        check_adapters(spec.clock.pinned, isinstance(self.sampler.first[1], Base))
+        check_adapters(spec.clock.pinned, isinstance(self.sampler.slices[0][1], Base))
         num_rows = self.sampler.shapes.tokens_BC.shape[0]
+        self.num_slices = len(self.sampler.slices)
         self.config = Config(
             spec.sampling,
             spec.eos_id,
             spec.pad_id,
             num_slots,
             segment_steps,
-            num_rows // spec.sampling.samples_per_prompt,
+            num_rows // spec.sampling.samples_per_prompt // self.num_slices,
             spec.clock.lag + 1 if spec.clock.pinned else 0,
         )
         self._drains, self._rebuilds = drains, rebuilds
 
     @cached_property
-    def slots(self) -> Programs:
-        """The compiled functions of the slots, on the mesh that samples."""
-        model, (mesh, _) = self.spec.model_of(self.generate_call), self.sampler.first
+    def slots(self) -> list[Programs]:
+        """The compiled functions of the slots, for each mesh that samples."""
+        model = self.spec.model_of(self.generate_call)
         prompt_columns = self.sampler.shapes.prompt_tokens_BQ.shape[1]
-        return Programs(model, self.config, prompt_columns, mesh)
+        return [
+            Programs(model, self.config, prompt_columns, mesh) for mesh, _ in self.sampler.slices
+        ]
 
-    def make_pool(self) -> SlotPool:
-        """Empty slots on the mesh that samples."""
-        spec, (mesh, rest) = self.spec, self.sampler.first
-        model, config, programs = spec.model_of(self.generate_call), self.config, self.slots
-        return SlotPool(model, config, spec.prompts, spec.key, mesh, rest=rest, programs=programs)
+    def make_pool(self, slice_index: int = 0) -> SlotPool:
+        """Empty slots on a mesh that samples, for the prompts of a slice."""
+        spec, (mesh, rest) = self.spec, self.sampler.slices[slice_index]
+        model, programs = spec.model_of(self.generate_call), self.slots[slice_index]
+        prompts = prompts_of_slice(spec.prompts, slice_index, self.num_slices)
+        return SlotPool(model, self.config, prompts, spec.key, mesh, rest=rest, programs=programs)
 
-    def make_held(self) -> Held | None:
+    def make_held(self, slice_index: int = 0) -> Held | None:
         """The place of the versions that a pinned pool draws with side by side; None of another
         clock.
         """
         if not self.config.num_versions:
             return None
-        return Held(self.config.num_versions, split(self._sampled_params())[0])
+        return Held(self.config.num_versions, split(self._sampled_params(slice_index))[0])
 
-    def _sampled_params(self) -> Params:
-        """Shapes of the params that sample, a version on its base."""
-        _, (params, *_) = self.sampler.calls(self.reference_params)[0]
+    def _sampled_params(self, slice_index: int) -> Params:
+        """Shapes of the params that sample on a slice, a version on its base."""
+        _, (params, *_) = self.sampler.calls(self.reference_params)[slice_index]
         return params  # type: ignore[return-value]
 
     def check_memory(self, asynchronous: bool, slots: Mapping[Device, int] | None = None) -> None:
         """Counts the pool too, which stays allocated, and with it the versions that a pinned pool
         puts side by side; see `Program.check_memory`.
         """
-        held = Counter(slots or self.slots.slot_bytes())
-        for device, size in self.sampler.version_bytes()[0].items():
-            held[device] += size * self.config.num_versions
+        held = Counter(slots or sum((each.slot_bytes() for each in self.slots), Counter()))
+        for of_slice in self.sampler.version_bytes():
+            for device, size in of_slice.items():
+                held[device] += size * self.config.num_versions
         super().check_memory(asynchronous, held)
 
     def _ahead(self) -> list[Entry]:
@@ -125,17 +132,21 @@ class SlotProgram(Program):
 
     def slot_entries(self) -> list[Entry]:
         """The compiled functions that the pool may call, with shapes of their arguments."""
-        params, num_versions = self._sampled_params(), self.config.num_versions
-        if num_versions:
-            assert isinstance(params, Adapted)
-            params = Versions(params.base, (params.adapter,) * num_versions, params.scale)
+        num_versions, found = self.config.num_versions, []
         compactions = self.spec.sampling.num_compactions if self._drains else 0
-        return ahead.entries(self.slots, params, self.spec.key, self._rebuilds, compactions)
+        for index, programs in enumerate(self.slots):
+            params = self._sampled_params(index)
+            if num_versions:
+                assert isinstance(params, Adapted)
+                params = Versions(params.base, (params.adapter,) * num_versions, params.scale)
+            key = self.spec.key
+            found += ahead.entries(programs, params, key, self._rebuilds, compactions)
+        return found
 
     @cached_property
-    def _pool(self) -> tuple[SlotPool, PoolState]:
-        pool = self.make_pool()
-        return pool, pool.saved(keeps_cache=False)
+    def _pools(self) -> list[tuple[SlotPool, PoolState]]:
+        pools = [self.make_pool(index) for index in range(self.num_slices)]
+        return [(pool, pool.saved(keeps_cache=False)) for pool in pools]
 
     def generate(self, params: Published, round_index: int, version: int) -> Samples:
         """Samples a round with published params; see `Program.generate`. The slots of a pinned pool
@@ -143,7 +154,13 @@ class SlotProgram(Program):
         """
         if self.config.num_versions:
             return super().generate(params, round_index, version)
-        with self.dispatch_lock:
-            pool, empty = self._pool
+
+        def share(slice_index: int) -> Samples:
+            pool, empty = self._pools[slice_index]
             pool.restore(empty)
-            return place(sample_round(pool, params, round_index, version), self)
+            of_slice = published_to(params, slice_index, self.num_slices)
+            return sample_round(pool, of_slice, round_index, version)
+
+        with self.dispatch_lock, ThreadPoolExecutor(self.num_slices) as threads:
+            # Each slice has devices of its own, so that their programs need no common order.
+            return place(interleaved(list(threads.map(share, range(self.num_slices)))), self)

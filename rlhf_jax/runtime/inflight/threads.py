@@ -1,27 +1,30 @@
-"""The threaded in-flight loop: a sampling thread beside the trainer, and the same numbers as the
-simulated loop of `loop.py`.
+"""The threaded in-flight loop: a sampling thread for each slice beside the trainer, and the same
+numbers as the simulated loop of `loop.py`.
 
     loop      waits for                                  which needs nothing later than
-    sampler   the version u * T(s_k) of its boundary     round T(s_k) - 1, harvested before boundary k
+    slice     the other slices: T(s_k) of its boundary   harvests of slices that are further behind
+              the version u * T(s_k)                     round T(s_k) - 1, harvested before boundary k
               (pinned: each version that T passes there)
+              the other slices, where it has no row      the last harvest of round T(s_k)
     trainer   a round                                    versions of the boundaries before its last harvest
 
-Each side puts what it has made before it waits, and both waits point back in virtual time, so
-neither can wait for ever. The sampler computes T itself. In bounded mode it takes the newest
+Each side puts what it has made before it waits, and all waits point back in virtual time, so
+none can wait for ever. The sampler computes T itself. In bounded mode it takes the newest
 version there is, and waits only where no row is live and none may be admitted.
 """
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
 import jax
 
 from rlhf_jax.runtime import activity
-from rlhf_jax.runtime.asynchronous import announce, sampling_thread
+from rlhf_jax.runtime.asynchronous import announce, sampling_threads
 from rlhf_jax.runtime.buffer import WAKE_SECONDS, Buffer, Stopped
-from rlhf_jax.runtime.inflight.loop import StreamSampler, draw, save_rest, taken
+from rlhf_jax.runtime.inflight.loop import draw, taken
+from rlhf_jax.runtime.inflight.slices import SlicedSampler
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spec import Published
 from rlhf_jax.runtime.synchronous import Event, LoopMonitor, train_round
@@ -30,7 +33,7 @@ from rlhf_jax.types import Samples, States
 
 def run(
     program: Program,
-    sampler: StreamSampler,
+    sampler: SlicedSampler,
     place: Callable[[Samples], Samples],
     states: States,
     start_round: int,
@@ -48,8 +51,11 @@ def run(
     announced = set(sampler.complete(start_round))
     for round_index in announced:
         buffer.put(round_index, taken(sampler, round_index, place, monitor))
-    sample = partial(sample_stream, sampler, place, buffer, monitor)
-    with sampling_thread(sample, buffer, monitor, deadline_seconds, call_seconds) as thread:
+    drawing = [
+        partial(sample_stream, sampler, index, place, buffer, monitor)
+        for index in range(len(sampler.slices))
+    ]
+    with sampling_threads(drawing, buffer, monitor, deadline_seconds, call_seconds) as threads:
         for round_index in range(start_round, program.spec.clock.num_rounds):
             publish(program, buffer, states, round_index, monitor)
             with monitor.timeline.span("trainer", "wait", round_index):
@@ -59,7 +65,7 @@ def run(
                 program, states, round_index, buffer.take(round_index), monitor
             )
             if stopped:
-                come_to_the_end(thread, buffer)
+                come_to_the_end(threads, buffer)
                 sampler.save(round_index + 1)
                 break
 
@@ -77,69 +83,78 @@ def publish(
         buffer.forget_before(version)
 
 
-def come_to_the_end(thread: threading.Thread, buffer: Buffer) -> None:
-    """Waits until the sampling thread has come to the boundary whose version is not published any
+def come_to_the_end(threads: Sequence[threading.Thread], buffer: Buffer) -> None:
+    """Waits until the sampling threads have come to the boundary whose version is not published any
     more. Raises what made the run fail in the meantime.
     """
     buffer.stop()
     with activity.during("its wait for the sampler to end", "wait"):
-        while thread.is_alive():
-            buffer.raise_failure()
-            thread.join(WAKE_SECONDS)
+        for thread in threads:
+            while thread.is_alive():
+                buffer.raise_failure()
+                thread.join(WAKE_SECONDS)
     buffer.raise_failure()
 
 
 def sample_stream(
-    sampler: StreamSampler,
+    sampler: SlicedSampler,
+    slice_index: int,
     place: Callable[[Samples], Samples],
     buffer: Buffer,
     monitor: LoopMonitor,
 ) -> None:
-    """The sampling thread. The trainer raises its exceptions.
+    """The sampling thread of a slice. The trainer raises its exceptions.
 
     It ends at a boundary, whose version is not applied: the state there is that of a checkpoint.
     """
-    with ending(buffer):
-        while not sampler.is_drained:
-            with monitor.timeline.span("sampler", "wait", sampler.oldest_round):
-                rounds_trained, params = take_version(sampler, buffer)
-            for round_index in draw(sampler, params, rounds_trained, monitor):
+    each = sampler.slices[slice_index]
+    with ending(sampler, buffer):
+        while not each.is_drained:
+            with monitor.timeline.span("sampler", "wait", each.oldest_round):
+                rounds_trained, params = take_version(sampler, slice_index, buffer)
+            for round_index in draw(sampler, slice_index, params, rounds_trained, monitor):
                 # Before the next version is asked for, which may need this round to be trained.
                 buffer.put(round_index, taken(sampler, round_index, place, monitor))
-        save_rest(sampler)
-        buffer.end_of_rounds()
+            del params  # not held while the slice waits for the next version
+        if sampler.end(slice_index):
+            buffer.end_of_rounds()
 
 
 @contextlib.contextmanager
-def ending(buffer: Buffer) -> Iterator[None]:
-    """Hands an exception of the sampling thread to the trainer."""
+def ending(sampler: SlicedSampler, buffer: Buffer) -> Iterator[None]:
+    """Hands an exception of a sampling thread to the trainer and to the other slices."""
     try:
         yield
     except Stopped:
         return
     except BaseException as error:
         buffer.stop(error)
+        sampler.wake()
 
 
-def take_version(sampler: StreamSampler, buffer: Buffer) -> tuple[int, Published | None]:
-    """T of the boundary and its params, for which it waits: exactly the clock's version, or in
+def take_version(
+    sampler: SlicedSampler, slice_index: int, buffer: Buffer
+) -> tuple[int, Published | None]:
+    """T of a slice's boundary and its params, for which it waits: exactly the clock's version, or in
     bounded mode the newest. None where pinned rows need no other version than those that are held.
 
-    Snapshots of a boundary are written before it waits, and in bounded mode after it.
+    Snapshots of a boundary are written before it waits for a version, and in bounded mode after it.
     """
-    stream, state = sampler.stream, sampler.state
-    updates, rounds_trained = stream.clock.updates_per_round, stream.rounds_trained(state)
-    if stream.clock.bounded:
+    each, clock = sampler.slices[slice_index], sampler.stream.clock
+    updates = clock.updates_per_round
+    if clock.bounded:
         buffer.raise_ended()
-        version, params = buffer.newest(rounds_trained * updates)
+        least = sampler.rounds_trained(slice_index)
+        version, params = buffer.newest(least * updates)
         rounds_trained = version // updates
-        sampler.save_passed(rounds_trained)
-    else:
-        params = None
-        for due in sampler.due(rounds_trained):
-            buffer.raise_failure()
-            sampler.save_passed(due)
-            params = buffer.params(due * updates)
-            sampler.take(params, due)
-        buffer.forget_before(rounds_trained * updates)
+        each.save_passed(rounds_trained)
+        return rounds_trained, sampler.params_of(params, slice_index)
+    rounds_trained, params = sampler.wait_for_time(slice_index, buffer.raise_failure), None
+    for due in each.due(rounds_trained):
+        buffer.raise_failure()
+        each.save_passed(due)
+        params = sampler.params_of(buffer.params(due * updates), slice_index)
+        each.take(params, due)
+    buffer.forget_before(sampler.see(slice_index, rounds_trained) * updates)
+    sampler.wait_for_end_of_round(slice_index, buffer.raise_failure)
     return rounds_trained, params

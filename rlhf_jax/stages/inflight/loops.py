@@ -14,8 +14,10 @@ from rlhf_jax.records import jsonl
 from rlhf_jax.records.streams import schedules
 from rlhf_jax.records.streams.snapshots import FOLDER, Snapshots
 from rlhf_jax.runtime.inflight import loop, threads
-from rlhf_jax.runtime.inflight.loop import Saving, Snapshot, StreamSampler
+from rlhf_jax.runtime.inflight.cuts import Cut, Cuts, Saving
+from rlhf_jax.runtime.inflight.one_slice import StreamSampler
 from rlhf_jax.runtime.inflight.rows import Rows
+from rlhf_jax.runtime.inflight.slices import SlicedSampler
 from rlhf_jax.runtime.inflight.slot_program import SlotProgram, place
 from rlhf_jax.runtime.program import Program, ProgramSpec
 from rlhf_jax.runtime.synchronous import Event, LoopMonitor, RoundEnd, Sampled
@@ -56,22 +58,24 @@ def snapshots_of(workspace: Workspace, config: Config) -> Snapshots | None:
     return Snapshots(workspace.directory / FOLDER)
 
 
-def make_sampler(
-    program: Program, clock: Stream, saving: Saving, snapshot: Snapshot | None
-) -> StreamSampler:
+def make_sampler(program: Program, clock: Stream, saving: Saving, cut: Cut | None) -> SlicedSampler:
     """The sampling side of a program with in-flight updates or pinned rows.
 
     Args:
       program: the compiled calls, with the slots of the clock.
-      clock: of the run.
+      clock: of each slice.
       saving: of its snapshots and its schedule.
-      snapshot: to go on from; None: boundary 0.
+      cut: to go on from; None: boundary 0.
     """
     assert isinstance(program, SlotProgram)
-    pool = program.make_pool()
-    rows = Rows.of(pool.config, program.spec.prompts)
-    held = program.make_held()
-    return StreamSampler(clock, pool, rows, saving, snapshot, program.dispatch_lock, held)
+    cuts, slices = Cuts(saving, clock, program.spec.sampling.samples_per_prompt), []
+    for index in range(clock.num_slices):
+        pool = program.make_pool(index)
+        rows = Rows.of(pool.config, pool.prompts)
+        snapshot, held = cut and cut.slices[index], program.make_held(index)
+        lock = program.dispatch_lock
+        slices.append(StreamSampler(clock, pool, rows, cuts.of(index), snapshot, lock, held))
+    return SlicedSampler(slices, cuts)
 
 
 def looped(
@@ -93,8 +97,9 @@ def looped(
       resumed: the round to go on from; None: the first.
     """
     resumed = resumed or Resumed()
-    snapshot = None if resumed.arrays is None else Snapshot.of(resumed.arrays)
-    sampler = make_sampler(program, stream(config), saving or Saving(), snapshot)
+    clock = stream(config)
+    cut = None if resumed.arrays is None else Cut.of(resumed.arrays, clock.num_slices)
+    sampler = make_sampler(program, clock, saving or Saving(), cut)
     arguments = program, sampler, partial(place, program=program), states, resumed.round_index
     if config.loop == "synchronous":
         return loop.run(*arguments, monitor)
@@ -125,18 +130,20 @@ def recorded(
     """
     kept, path = Snapshots(workspace.directory / FOLDER), workspace.directory / schedules.FILE
     updates = config.schedule().updates_per_round
-    begun = None if resumed.arrays is None else Snapshot.of(resumed.arrays).state
+    num_slices = max(1, config.sampler_slices)
+    begun = None if resumed.arrays is None else Cut.of(resumed.arrays, num_slices)
     kept.forget_after(resumed.round_index)
     schedules.cut_back(path, 0 if begun is None else begun.boundary)
 
     def is_wanted(round_index: int) -> bool:
         return crosses(round_index * updates, updates, config.checkpoint_every)
 
-    def write(round_index: int, snapshot: Snapshot) -> None:
-        kept.write(round_index, snapshot.arrays())
+    def write(round_index: int, cut: Cut) -> None:
+        kept.write(round_index, cut.arrays())
 
-    def note(boundary: Boundary, ended: tuple[int, ...]) -> None:
-        jsonl.append(path, schedules.line(boundary, ended))
+    def note(boundary: Boundary, ended: tuple[int, ...], slice_index: int) -> None:
+        of_slice = slice_index if num_slices > 1 else None
+        jsonl.append(path, schedules.line(boundary, ended, of_slice))
 
     saving = Saving(is_wanted, write, note)
     events = looped(program, config, states, monitor, saving, resumed)

@@ -26,7 +26,8 @@ class EngineConfig:
     # two segments, on the clock `Stream`; pinned: never, and rows of lag + 1 versions of an adapter
     # are written at once, so that slots do not drain between rounds (needs lora.rank)
     weights: Literal["round", "inflight", "pinned"] = "round"
-    num_slots: Count = 32  # rows that are written at once; of engine=slots
+    # Rows that are written at once on each sampler slice; of engine=slots
+    num_slots: Count = 32
     segment_steps: Count = 16  # decode steps between two looks at which rows have ended
     # virtual training time of a round in decode steps; of weights=inflight and weights=pinned
     tau: Natural = 0
@@ -66,33 +67,52 @@ class EngineConfig:
                 f"rlhf.tau is {self.tau} with rlhf.clock=bounded, where training takes the time "
                 "that it takes; accepted: 0, or rlhf.clock=exact"
             )
-        if num_slices > 1 or jax.process_count() > 1:
+        if jax.process_count() > 1:
             raise Refusal(
-                f"rlhf.engine is 'slots' with rlhf.sampler_slices={num_slices} on "
-                f"{jax.process_count()} process(es); accepted: at most one slice, one process"
+                f"rlhf.engine is 'slots' on {jax.process_count()} processes; accepted: one process, "
+                "whose devices rlhf.sampler_slices shares out, or rlhf.engine=static"
+            )
+        if clock.bounded and self.streams and num_slices > 1:
+            raise Refusal(
+                f"rlhf.clock is 'bounded' with rlhf.weights={self.weights!r} and "
+                f"rlhf.sampler_slices={num_slices}, each of which would take the newest version "
+                "that it sees; accepted: rlhf.clock=exact, or at most one slice"
             )
         rounds = min(clock.lag + 1, clock.num_rounds) if self.streams else 1
-        if self.num_slots > (most := rounds * rows_per_round):
+        shares = max(1, num_slices)
+        if self.num_slots > (most := rounds * rows_per_round // shares):
+            on_slices = f" on each of {shares} slices" if shares > 1 else ""
             raise Refusal(
                 f"rlhf.num_slots is {self.num_slots}, and at most {most} rows can be written at "
-                f"once: those of {rounds} round(s); accepted: 1 to {most}"
+                f"once{on_slices}: those of {rounds} round(s); accepted: 1 to {most}"
             )
 
     def stream(
-        self, clock: Clock, rows_per_round: int, trained_boundaries: tuple[int, ...] | None = None
+        self,
+        clock: Clock,
+        rows_per_round: int,
+        trained_boundaries: tuple[int, ...] | None = None,
+        num_slices: int = 0,
     ) -> Stream:
-        """The clock of in-flight updates and pinned rows.
+        """The clock of in-flight updates and pinned rows, of each slice.
 
         Args:
           clock: of the run.
-          rows_per_round: B.
+          rows_per_round: B, of all slices.
           trained_boundaries: of another run, to be repeated.
+          num_slices: of the sampler; 0: it has no devices of its own.
         """
         sizes = self.num_slots, self.segment_steps, self.tau, self.rebuild_every
-        return Stream(clock, rows_per_round, *sizes, trained_boundaries)
+        shares = max(1, num_slices)
+        return Stream(clock, rows_per_round // shares, *sizes, trained_boundaries, shares)
 
     def advice(
-        self, clock: Clock, rows_per_round: int, most_tokens: int, mean_length: float
+        self,
+        clock: Clock,
+        rows_per_round: int,
+        most_tokens: int,
+        mean_length: float,
+        num_slices: int = 0,
     ) -> str:
         """Sentences for a plan of a run with slots; "" for one without.
 
@@ -101,15 +121,20 @@ class EngineConfig:
           rows_per_round: B.
           most_tokens: C.
           mean_length: of completions, in tokens.
+          num_slices: of the sampler; 0: it has no devices of its own.
         """
         if self.engine == "static":
             return ""
         text = "rlhf.engine=slots: the seconds of generate below are those of static batches."
         if not self.streams:
             return text
-        least = full_throughput_lag(self.stream(clock, rows_per_round), most_tokens, mean_length)
+        stream = self.stream(clock, rows_per_round, num_slices=num_slices)
+        least, num_slots = (
+            full_throughput_lag(stream, most_tokens, mean_length),
+            stream.num_slices * self.num_slots,
+        )
         return (
             f"{text} The slots are full from rlhf.lag={least} on, the least that is "
             f"(C + tau) / (B * mean length / num_slots) = ({most_tokens} + {self.tau}) / "
-            f"({rows_per_round} * {mean_length:g} / {self.num_slots}); this run has {clock.lag}."
+            f"({rows_per_round} * {mean_length:g} / {num_slots}); this run has {clock.lag}."
         )

@@ -70,7 +70,8 @@ class Config(ClockConfig, EngineConfig):
     replay_schedule_of: str = ""  # the directory of a run, whose ledger gives the version schedule
     # asynchronous: a sampling thread beside the trainer, and the same numbers
     loop: Literal["synchronous", "asynchronous"] = "synchronous"
-    # Device slices beside the trainer's mesh that share a round's prompts; 0: its own devices.
+    # Device slices beside the trainer's mesh that share a round's prompts; 0: its own devices. With
+    # engine=slots each has num_slots slots, and prompt p belongs to slice p mod sampler_slices.
     sampler_slices: Natural = 0
     sampler_slice_devices: Count = 1  # of each, along `data`
     # Of the sampler's params: bfloat16 halves what a token reads and what a version takes.
@@ -172,7 +173,7 @@ def stream(config: Config) -> Stream:
     clock, recorded = config.schedule(), None
     if config.replay_schedule_of:
         recorded = schedules.boundaries(Path(config.replay_schedule_of) / schedules.FILE, clock)
-    return config.stream(clock, _rows_per_round(config), recorded)
+    return config.stream(clock, _rows_per_round(config), recorded, config.sampler_slices)
 
 
 def _rows_per_round(config: Config) -> int:
@@ -191,7 +192,7 @@ def advice(config: Config, most_tokens: int, lengths: Sequence[int] = ()) -> str
     mean_length = sum(lengths) / len(lengths) if lengths else float(most_tokens)
     clock, rows_per_round = config.schedule(), _rows_per_round(config)
     texts = (
-        config.advice(clock, rows_per_round, most_tokens, mean_length),
+        config.advice(clock, rows_per_round, most_tokens, mean_length, config.sampler_slices),
         config.expectations(clock),
     )
     return " ".join(filter(None, texts))
