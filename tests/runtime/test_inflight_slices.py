@@ -17,7 +17,7 @@ from rlhf_jax.runtime.inflight.cuts import Cut, Saving
 
 from . import streams
 from .streams import NUM_ROUNDS, SAMPLES, Trained, begin, finish, follow
-from .test_inflight import KILLS, LAGS, REBUILDS, Disk, jitter, run_until, same
+from .test_inflight import KILLS, LAGS, REBUILDS, Disk, run_until, same
 
 PROMPTS = 6  # of a round: 1, 2 and 3 slices have as many each
 SLICES, TAUS = (1, 2, 3), (0, 1, 6)
