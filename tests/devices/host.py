@@ -155,11 +155,11 @@ def spanning_sampler(program):
     return program
 
 
-def asleep(function, random) -> Any:
-    """The function after a sleep of random length."""
+def asleep(function, random, seconds: float = 0.05) -> Any:
+    """The function after a sleep of random length, at most `seconds`."""
 
     def after_sleep(*arguments):
-        time.sleep(random.uniform(0, 0.05))
+        time.sleep(random.uniform(0, seconds))
         return function(*arguments)
 
     return after_sleep
@@ -317,10 +317,92 @@ def answered(directory, samples):
     return distributed.from_first(scores_B, samples.ordinal_B)
 
 
+INFLIGHT_SLICES, INFLIGHT_ROUNDS = 2, 6  # slices of all processes
+
+
+def inflight_program(shared, changes=()):
+    """Slots in flight on the devices of another program, and their clock."""
+    from rlhf_jax.clock import Stream
+    from rlhf_jax.runtime.inflight.slot_program import SlotProgram
+
+    clock = Clock(INFLIGHT_ROUNDS, lag=1, inflight=True)
+    num_rows = shared.sampler.shapes.tokens_BC.shape[0]
+    rows = num_rows // INFLIGHT_SLICES
+    stream = Stream(clock, rows, 4, 1, tau=1, num_slices=INFLIGHT_SLICES, **dict(changes))
+    spec = dataclasses.replace(shared.spec, clock=clock)
+    rebuilds = bool(stream.rebuild_every)
+    return (
+        SlotProgram(spec, shared.reference_params, 4, 1, drains=False, rebuilds=rebuilds),
+        stream,
+    )
+
+
+def run_inflight(program, stream, threaded, saving=None, start=None, seconds=0.0):
+    """What a run in flight finds, with samples of whole rounds. `start`: (round, states, cut)."""
+    from rlhf_jax.runtime.inflight import loop, threads
+    from rlhf_jax.runtime.inflight.cuts import Saving
+    from rlhf_jax.runtime.inflight.slot_program import gather, place
+    from rlhf_jax.stages.inflight import loops
+
+    round_index, states, cut = start or (0, program.init(program.reference_params), None)
+    sampler = loops.make_sampler(program, stream, saving or Saving(), cut)
+    for each in sampler.slices:
+        each.pool.segment = asleep(each.pool.segment, np.random.default_rng(0), seconds)
+    puts, gathers = partial(place, program=program), partial(gather, program=program)
+    begin = threads.run if threaded else loop.run
+    events = begin(program, sampler, puts, states, round_index, gather=gathers)
+    found, kept = {}, {}
+    for event in events:
+        match type(event).__name__:
+            case "Scored":
+                for name in ("tokens_BC", "ordinal_B", "behavior_logprob_BC", "version_BC"):
+                    array = distributed.fetch(getattr(event.samples, name))
+                    found[f"{name}/{event.round_index}"] = array
+            case "Updated":
+                found |= record([event], program)
+            case "RoundEnd":
+                found |= record([event], program)
+                kept[event.round_index + 1] = jax.tree.map(lambda x: x.copy(), event.states)
+    return found, kept
+
+
+def inflight(directory):
+    """A slice of each of two processes: threads of uneven speeds, the simulated loop, a resumed run,
+    and the log of dispatches.
+    """
+    from rlhf_jax.devices import dispatch
+    from rlhf_jax.runtime.inflight.cuts import Cut, Saving
+
+    shared, found, files = program_of((1, 1, 1), 1), {}, {}
+    slow = 0.01 * jax.process_index()
+    for name, changes in (("keep", ()), ("rebuild", (("rebuild_every", 1),))):
+        program, stream = inflight_program(shared, changes)
+        saving = Saving(lambda r: r == 2, lambda r, cut: files.update({r: cut.arrays()}))
+        expected, states = run_inflight(program, stream, False, saving)
+        with dispatch.logged() as log:
+            threaded, _ = run_inflight(program, stream, True, seconds=slow)
+        assert not any(each.spans for each in log if each.thread.startswith("sampler"))
+        check_bitwise(threaded, expected)
+        mine = directory / f"{name}.{jax.process_index()}.npz"
+        np.savez(mine, **files[2])
+        distributed.barrier()
+        arrays = {}
+        for process in range(jax.process_count()):
+            arrays |= np.load(directory / f"{name}.{process}.npz")
+        cut = Cut.of(arrays, INFLIGHT_SLICES)
+        resumed, _ = run_inflight(program, stream, True, start=(2, states[2], cut), seconds=slow)
+        later = {each: value for each, value in expected.items() if each in resumed}
+        check_bitwise(resumed, later)
+        assert "tokens_BC/2" in resumed
+        assert "tokens_BC/1" not in resumed
+        found |= {f"{name}/{each}": value for each, value in expected.items()}
+    return found
+
+
 def main():
     directory, scenario = Path(sys.argv[1]), sys.argv[2]
     assert distributed.initialize()
-    found = {"slices": slices, "rows": rows}[scenario](directory)
+    found = {"slices": slices, "rows": rows, "inflight": inflight}[scenario](directory)
     np.savez(directory / f"{jax.process_index()}.npz", **found)
     distributed.barrier()
 

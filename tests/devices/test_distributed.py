@@ -3,6 +3,7 @@ the same samples.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -20,10 +21,11 @@ import tiny
 
 from experiments.bench import kill
 from rlhf_jax.clock import Clock
-from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.devices import distributed, mesh, sharding
 from rlhf_jax.records import jsonl
 from rlhf_jax.records.checkpoints import Checkpoints, abstract_like
 from rlhf_jax.runtime import synchronous
+from rlhf_jax.runtime.program import Program
 from tests.devices import host
 from tests.runtime import rounds
 
@@ -138,6 +140,11 @@ def slices(saved_at):
 
 
 @pytest.fixture(scope="module")
+def in_flight(tmp_path_factory):
+    return found_by(tmp_path_factory.mktemp("inflight"), "inflight", 2, 2)
+
+
+@pytest.fixture(scope="module")
 def four(tmp_path_factory):
     return found_by(tmp_path_factory.mktemp("four"), "rows", 4, 1)
 
@@ -170,6 +177,22 @@ def test_four_processes_train_as_one(four, alone):
 
 def test_two_processes_with_slices_and_threads_train_as_one(slices, alone):
     check_equal(slices, alone, "asynchronous/")
+
+
+@pytest.mark.parametrize("name", ["keep", "rebuild"])
+def test_two_processes_in_flight_train_as_one(in_flight, name):
+    """A slice of each of two processes draws what two slices of one process draw. `host.py` asserts
+    that threads of uneven speeds, the simulated loop and a resumed run are equal to the bit there.
+    """
+    shared = rounds.make_program()
+    slices = mesh.sampler_slices(shared.spec.mesh, host.INFLIGHT_SLICES, 1)
+    spec = dataclasses.replace(shared.spec, sampler_slices=slices)
+    changes = (("rebuild_every", 1),) if name == "rebuild" else ()
+    program, stream = host.inflight_program(Program(spec, shared.reference_params), changes)
+    expected, _ = host.run_inflight(program, stream, threaded=False)
+    versions = [expected[f"version_BC/{r}"] for r in range(host.INFLIGHT_ROUNDS)]
+    assert np.mean([row.max() > row[0] for version_BC in versions for row in version_BC]) >= 0.3
+    check_equal(in_flight, expected, f"{name}/")
 
 
 def test_a_buffer_has_the_groups_of_one_process(slices, alone):

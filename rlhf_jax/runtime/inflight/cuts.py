@@ -23,9 +23,16 @@ class Cut:
     """The sampling side of a run, slice by slice, at the boundary where T first reaches a round: the
     part of a checkpoint beside the train states. Of a slice whose rows have all ended it is the last
     state.
+
+    Attributes:
+      slices: of one process, or of all.
+      first: the index of the first of them.
+      num_slices: H, of all processes.
     """
 
     slices: tuple[Snapshot, ...]
+    first: int = 0
+    num_slices: int = 1
 
     @property
     def boundary(self) -> int:
@@ -34,11 +41,11 @@ class Cut:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything as named arrays, to be written to a file."""
-        if len(self.slices) == 1:
+        if self.num_slices == 1:
             return self.slices[0].arrays()
         return {
             f"slice{index}.{name}": array
-            for index, each in enumerate(self.slices)
+            for index, each in enumerate(self.slices, self.first)
             for name, array in each.arrays().items()
         }
 
@@ -64,7 +71,7 @@ class Cut:
         for name, array in arrays.items():
             place, _, rest = name.partition(".")
             parts[int(place.removeprefix("slice"))][rest] = array
-        return cls(tuple(map(Snapshot.of, parts)))
+        return cls(tuple(map(Snapshot.of, parts)), num_slices=saved)
 
 
 @dataclass(frozen=True)
@@ -86,19 +93,27 @@ class Saving:
 class Cuts:
     """Collects what the slices save and note; they may do so from a thread each."""
 
-    def __init__(self, saving: Saving, stream: Stream, samples_per_prompt: int):
+    def __init__(
+        self,
+        saving: Saving,
+        stream: Stream,
+        samples_per_prompt: int,
+        here: range | None = None,
+    ):
         """Collects nothing yet.
 
         Args:
           saving: gets snapshots that are whole, and lines in order.
           stream: the clock of each slice.
           samples_per_prompt: G.
+          here: the slices of this process; None: all.
         """
+        self._here = range(stream.num_slices) if here is None else here
         self._saving, self._stream, self._group = saving, stream, samples_per_prompt
         self._lock = threading.Lock()
         self._parts: dict[int, dict[int, Snapshot]] = {}
         self._lines: list[tuple[int, int, Boundary, tuple[int, ...]]] = []
-        self._noted = [-1] * stream.num_slices  # the last boundary that each slice has passed
+        self._noted = dict.fromkeys(self._here, -1)  # the last boundary that each slice has passed
 
     def of(self, slice_index: int) -> SliceSaving:
         """The records of one slice, to be given to its sampler."""
@@ -116,10 +131,11 @@ class Cuts:
             self._pass(slice_index, snapshot.state.boundary - 1)
             parts = self._parts.setdefault(round_index, {})
             parts[slice_index] = snapshot
-            if len(parts) == self._stream.num_slices:
+            if len(parts) == len(self._here):
                 del self._parts[round_index]
-                whole = tuple(parts[index] for index in range(len(parts)))
-                self._saving.write(round_index, Cut(whole))
+                whole = tuple(parts[index] for index in self._here)
+                cut = Cut(whole, self._here.start, self._stream.num_slices)
+                self._saving.write(round_index, cut)
 
     def _note(self, slice_index: int, boundary: Boundary, ended: tuple[int, ...]) -> None:
         named = replace(
@@ -146,7 +162,7 @@ class Cuts:
     def _pass(self, slice_index: int, boundary: int) -> None:
         """Hands on the lines of the boundaries that every slice has passed."""
         self._noted[slice_index] = max(self._noted[slice_index], boundary)
-        last = min(self._noted)
+        last = min(self._noted.values())
         passed = [line for line in self._lines if line[0] <= last]
         self._lines = [line for line in self._lines if line[0] > last]
         for _, index, named, ended in sorted(passed, key=lambda line: line[:2]):

@@ -35,6 +35,7 @@ def run(
     states: States,
     start_round: int,
     monitor: LoopMonitor | None = None,
+    gather: Callable[[Samples], Samples] = lambda samples: samples,
 ) -> Generator[Event, None, None]:
     """Trains from `start_round` to the end; see `synchronous.run`.
 
@@ -45,6 +46,8 @@ def run(
       states: at version start_round * updates_per_round; donated.
       start_round: the first round to train on.
       monitor: of the loop; None: the run is never asked to stop.
+      gather: makes a round of placed samples, which of several processes are each one's rows.
+        Collective.
 
     Raises as `synchronous.run`, and Refusal for a bounded clock.
     """
@@ -61,7 +64,7 @@ def run(
                 sampler.slices[index].save_passed(version)
             while next_round < version:
                 states, stopped = yield from train_round(
-                    program, states, next_round, pending.pop(next_round), monitor
+                    program, states, next_round, gather(pending.pop(next_round)), monitor
                 )
                 next_round += 1
                 if stopped:
@@ -84,7 +87,7 @@ def run(
                 sampler.end(index)
     for round_index in range(next_round, clock.num_rounds):
         states, stopped = yield from train_round(
-            program, states, round_index, pending.pop(round_index), monitor
+            program, states, round_index, gather(pending.pop(round_index)), monitor
         )
         if stopped:
             sampler.save(round_index + 1)

@@ -1,11 +1,19 @@
-"""The sampling sides of all slices, which draw the rounds together on one virtual clock."""
+"""The sampling sides of all slices, which draw the rounds together on one virtual clock.
 
+Each of several processes has slices of its own. A slice tells the others its boundary and the rounds
+that it has ended, as a notice that any thread may write (`devices/messages.py`). Every process
+computes the same T from them, so that none decides.
+"""
+
+import json
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rlhf_jax.clock import Slices
+from rlhf_jax.clock import Slices, StreamState
+from rlhf_jax.devices.messages import Board
 from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.buffer import WAKE_SECONDS
 from rlhf_jax.runtime.inflight.cuts import Cuts, Saving
@@ -15,28 +23,44 @@ from rlhf_jax.runtime.inflight.shares import interleaved, published_to
 from rlhf_jax.runtime.spec import Published
 from rlhf_jax.types import Samples
 
+POLL_SECONDS = 0.005  # between two looks at the notices of other processes
 ENDED = 2**62  # T of a slice whose rows are all harvested: it needs no version any more
 
 
 class SlicedSampler:
-    """The slices of a run, one or several, and the time that they share.
+    """The slices of this process, one or several, and the time that they share with those of other
+    processes. Methods take the index of a slice among those of this process.
 
     The simulated loop drives all of them from one thread, in the order of virtual time. The threaded
     loop has a thread for each, and `draw` of different slices may run at the same time.
     """
 
-    def __init__(self, slices: Sequence[StreamSampler], cuts: Cuts | None = None):
+    def __init__(
+        self,
+        slices: Sequence[StreamSampler],
+        cuts: Cuts | None = None,
+        first: int = 0,
+        states: Sequence[StreamState] = (),
+    ):
         """Begins at the boundaries of the slices.
 
         Args:
           slices: each at boundary 0, or all from one `Cut`.
           cuts: whose records the slices were given; None: they keep none.
+          first: the index of the first of them among the slices of all processes.
+          states: of the slices of all processes; (): boundary 0, or all slices are here.
         """
-        self.slices, self.stream = tuple(slices), slices[0].stream
+        self.slices, self.stream, self.first = tuple(slices), slices[0].stream, first
         self._clock = Slices(self.stream)
         self._changed = threading.Condition()
-        self._shared = self._clock.begin([each.state for each in slices])
-        self._cuts = cuts or Cuts(Saving(), self.stream, 1)
+        here = range(first, first + len(self.slices))
+        begun = list(states) or [self.stream.begin()] * self.stream.num_slices
+        begun[first : here.stop] = [each.state for each in slices]
+        self._shared = self._clock.begin(begun)
+        self._board = Board()
+        self._others = dict.fromkeys(set(range(self.stream.num_slices)) - set(here), "")
+        self._ended_at: list[dict[int, int]] = [dict(each.state.ended_at) for each in slices]
+        self._cuts = cuts or Cuts(Saving(), self.stream, 1, here)
         self._seen = [each.state.rounds_trained for each in self.slices]  # T by slice
         self._shares: dict[int, set[int]] = {}  # slices that have ended a round, by round
         for index, each in enumerate(self.slices):
@@ -74,19 +98,26 @@ class SlicedSampler:
         return published_to(params, slice_index, len(self.slices))
 
     def next(self) -> list[int]:
-        """The slices at the earliest boundary that may be passed: all of them see the same T.
+        """The slices at the earliest boundary that may be passed: all of them see the same T. Waits
+        for other processes.
 
-        Raises RuntimeError where there is none and a slice has rows left.
+        Raises RuntimeError where there is none, all slices are here, and one of them has rows left.
         """
-        awake = {
+        while not (awake := self._awake()):
+            if not self._others:
+                raise RuntimeError("every slice waits for another one")
+            time.sleep(POLL_SECONDS)
+            self._read()
+        earliest = min(awake.values())
+        return [index for index, boundary in awake.items() if boundary == earliest]
+
+    def _awake(self) -> dict[int, int]:
+        """The boundaries of the slices that may pass them."""
+        return {
             index: each.state.boundary
             for index, each in enumerate(self.slices)
             if not each.is_drained and not self._clock.sleeps(self._shared, each.state)
         }
-        if not awake:
-            raise RuntimeError("every slice waits for another one")
-        earliest = min(awake.values())
-        return [index for index, boundary in awake.items() if boundary == earliest]
 
     def rounds_trained(self, slice_index: int) -> int:
         """T at the next boundary of a slice that does not sleep; in bounded mode the least."""
@@ -123,7 +154,31 @@ class SlicedSampler:
         with waits, self._changed:
             while not ready():
                 check()
-                self._changed.wait(WAKE_SECONDS)
+                self._changed.wait(POLL_SECONDS if self._others else WAKE_SECONDS)
+                self._read()
+
+    def _read(self) -> None:
+        """Reads the notices of the slices of other processes; the lock is held, or nobody waits."""
+        for index, known in self._others.items():
+            if (text := self._board.read(str(index))) and text != known:
+                self._others[index] = text
+                boundary, ended_at = json.loads(text)
+                told = StreamState((), boundary, ended_at=tuple(map(tuple, ended_at)))
+                self._shared = self._clock.heard(self._shared, index, told)
+
+    def _tell(self, slice_index: int) -> None:
+        """Writes the notice of a slice: its boundary, and the ends of the rounds that another process
+        may not know yet, at most `lag` + 1 before the first that has no F here.
+        """
+        if not self._others:
+            return
+        state, ended_at = self.slices[slice_index].state, self._ended_at[slice_index]
+        ended_at.update(state.ended_at)
+        oldest = len(self._shared.trained_at) - self.stream.clock.lag - 1
+        for round_index in [r for r in ended_at if r < oldest]:
+            del ended_at[round_index]
+        text = json.dumps([state.boundary, list(ended_at.items())])
+        self._board.write(str(self.first + slice_index), text)
 
     def wake(self) -> None:
         """Ends a pause of every wait, which then looks at its conditions."""
@@ -145,7 +200,8 @@ class SlicedSampler:
         each.state = self._clock.told(self._shared, each.state)
         ended = each.draw(params, rounds_trained)
         with self._changed:
-            self._shared = self._clock.heard(self._shared, slice_index, each.state)
+            self._shared = self._clock.heard(self._shared, self.first + slice_index, each.state)
+            self._tell(slice_index)
             for round_index in ended:
                 self._shares.setdefault(round_index, set()).add(slice_index)
             self._changed.notify_all()
@@ -159,7 +215,7 @@ class SlicedSampler:
           slice_index: of the slice.
         """
         self.slices[slice_index].save_rest()
-        self._cuts.end(slice_index)
+        self._cuts.end(self.first + slice_index)
         return self.see(slice_index, ENDED) == ENDED
 
     def see(self, slice_index: int, rounds_trained: int) -> int:

@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import jax
+import numpy as np
 
-from rlhf_jax.devices import sharding
+from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.devices.transfer import per_host
 from rlhf_jax.models.common.adapters import Adapted, Base, Versions, split
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.inflight import ahead
@@ -24,8 +26,38 @@ from rlhf_jax.types import Device, Params, Samples
 
 
 def place(samples: Samples, program: Program) -> Samples:
-    """Puts samples of the host on the mesh of the trainer."""
-    return jax.device_put(samples, sharding.row_shardings(samples, program.trainer_mesh))
+    """Puts samples of the host on the mesh of the trainer; of several processes, on the part of it
+    that this one has.
+    """
+    mesh = per_host.local_mesh(program.trainer_mesh)
+    return jax.device_put(samples, sharding.row_shardings(samples, mesh))
+
+
+def gather(samples: Samples, program: Program) -> Samples:
+    """The samples of a round on the mesh of the trainer, in the order of its prompts, from the rows
+    that each process has drawn. Collective: the trainer's thread calls it.
+
+    Args:
+      samples: as `place` returns them, of the slices of this process.
+      program: whose slots drew them.
+    """
+    if not distributed.several():
+        return samples
+    assert isinstance(program, SlotProgram)
+    here, group = len(program.sampler.slices), samples.samples_per_prompt
+    prompt_R, sample_R = np.divmod(np.arange(samples.tokens_BC.shape[0]), group)
+    turn_R, index_R = np.divmod(prompt_R, here)
+    prompt_R = turn_R * program.num_slices + program.first_slice + index_R
+    mesh = program.trainer_mesh
+    place_R = jax.device_put(
+        np.asarray(prompt_R * group + sample_R, np.int32), sharding.rows(per_host.local_mesh(mesh))
+    )
+    local = samples, place_R
+    spread = per_host.to_global(local, sharding.row_shardings(local, mesh))
+    whole, place_B = distributed.fetch(spread)
+    order_B = np.argsort(place_B)
+    ordered = jax.tree.map(lambda array: array[order_B] if array.ndim else array, whole)
+    return distributed.feed(ordered, sharding.row_shardings(ordered, mesh))
 
 
 def check_adapters(is_pinned: bool, has_adapters: bool) -> None:
@@ -75,7 +107,8 @@ class SlotProgram(Program):
         super().__init__(spec, reference_params)
         check_adapters(spec.clock.pinned, isinstance(self.sampler.slices[0][1], Base))
         num_rows = self.sampler.shapes.tokens_BC.shape[0]
-        self.num_slices = len(self.sampler.slices)
+        self.num_slices = len(self.sampler.slices) * jax.process_count()
+        self.first_slice = len(self.sampler.slices) * jax.process_index()
         self.config = Config(
             spec.sampling,
             spec.eos_id,
@@ -97,10 +130,10 @@ class SlotProgram(Program):
         ]
 
     def make_pool(self, slice_index: int = 0) -> SlotPool:
-        """Empty slots on a mesh that samples, for the prompts of a slice."""
+        """Empty slots on a mesh that samples, for the prompts of a slice of this process."""
         spec, (mesh, rest) = self.spec, self.sampler.slices[slice_index]
         model, programs = spec.model_of(self.generate_call), self.slots[slice_index]
-        prompts = prompts_of_slice(spec.prompts, slice_index, self.num_slices)
+        prompts = prompts_of_slice(spec.prompts, self.first_slice + slice_index, self.num_slices)
         return SlotPool(model, self.config, prompts, spec.key, mesh, rest=rest, programs=programs)
 
     def make_held(self, slice_index: int = 0) -> Held | None:
@@ -145,7 +178,7 @@ class SlotProgram(Program):
 
     @cached_property
     def _pools(self) -> list[tuple[SlotPool, PoolState]]:
-        pools = [self.make_pool(index) for index in range(self.num_slices)]
+        pools = [self.make_pool(index) for index in range(len(self.sampler.slices))]
         return [(pool, pool.saved(keeps_cache=False)) for pool in pools]
 
     def generate(self, params: Published, round_index: int, version: int) -> Samples:
@@ -158,9 +191,10 @@ class SlotProgram(Program):
         def share(slice_index: int) -> Samples:
             pool, empty = self._pools[slice_index]
             pool.restore(empty)
-            of_slice = published_to(params, slice_index, self.num_slices)
+            of_slice = published_to(params, slice_index, num_slices)
             return sample_round(pool, of_slice, round_index, version)
 
-        with self.dispatch_lock, ThreadPoolExecutor(self.num_slices) as threads:
+        num_slices = len(self.sampler.slices)
+        with self.dispatch_lock, ThreadPoolExecutor(num_slices) as threads:
             # Each slice has devices of its own, so that their programs need no common order.
-            return place(interleaved(list(threads.map(share, range(self.num_slices)))), self)
+            return place(interleaved(list(threads.map(share, range(num_slices)))), self)

@@ -20,6 +20,7 @@ from functools import partial
 
 import jax
 
+from rlhf_jax.devices import dispatch
 from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.asynchronous import announce, sampling_threads
 from rlhf_jax.runtime.buffer import WAKE_SECONDS, Buffer, Stopped
@@ -40,6 +41,7 @@ def run(
     monitor: LoopMonitor | None = None,
     deadline_seconds: float = 600.0,
     device_call_seconds: float = 0.0,
+    gather: Callable[[Samples], Samples] = lambda samples: samples,
 ) -> Generator[Event, None, None]:
     """Trains from `start_round` to the end; see `loop.run` and, for the limits,
     `asynchronous.run`.
@@ -62,7 +64,7 @@ def run(
                 buffer.wait_for(round_index)
             yield from announce(buffer, announced, round_index)
             states, stopped = yield from train_round(
-                program, states, round_index, buffer.take(round_index), monitor
+                program, states, round_index, gather(buffer.take(round_index)), monitor
             )
             if stopped:
                 come_to_the_end(threads, buffer)
@@ -108,7 +110,7 @@ def sample_stream(
     It ends at a boundary, whose version is not applied: the state there is that of a checkpoint.
     """
     each = sampler.slices[slice_index]
-    with ending(sampler, buffer):
+    with ending(sampler, buffer), dispatch.one_process_only(threading.current_thread().name):
         while not each.is_drained:
             with monitor.timeline.span("sampler", "wait", each.oldest_round):
                 rounds_trained, params = take_version(sampler, slice_index, buffer)

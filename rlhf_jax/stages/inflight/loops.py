@@ -18,7 +18,7 @@ from rlhf_jax.runtime.inflight.cuts import Cut, Cuts, Saving
 from rlhf_jax.runtime.inflight.one_slice import StreamSampler
 from rlhf_jax.runtime.inflight.rows import Rows
 from rlhf_jax.runtime.inflight.slices import SlicedSampler
-from rlhf_jax.runtime.inflight.slot_program import SlotProgram, place
+from rlhf_jax.runtime.inflight.slot_program import SlotProgram, gather, place
 from rlhf_jax.runtime.program import Program, ProgramSpec
 from rlhf_jax.runtime.synchronous import Event, LoopMonitor, RoundEnd, Sampled
 from rlhf_jax.stages.api import Workspace
@@ -68,14 +68,15 @@ def make_sampler(program: Program, clock: Stream, saving: Saving, cut: Cut | Non
       cut: to go on from; None: boundary 0.
     """
     assert isinstance(program, SlotProgram)
-    cuts, slices = Cuts(saving, clock, program.spec.sampling.samples_per_prompt), []
-    for index in range(clock.num_slices):
-        pool = program.make_pool(index)
-        rows = Rows.of(pool.config, pool.prompts)
-        snapshot, held = cut and cut.slices[index], program.make_held(index)
+    here = range(program.first_slice, program.first_slice + len(program.sampler.slices))
+    cuts, slices = Cuts(saving, clock, program.spec.sampling.samples_per_prompt, here), []
+    for place_here, index in enumerate(here):
+        pool, held = program.make_pool(place_here), program.make_held(place_here)
+        rows, snapshot = Rows.of(pool.config, pool.prompts), cut and cut.slices[index]
         lock = program.dispatch_lock
         slices.append(StreamSampler(clock, pool, rows, cuts.of(index), snapshot, lock, held))
-    return SlicedSampler(slices, cuts)
+    states = [each.state for each in cut.slices] if cut else []
+    return SlicedSampler(slices, cuts, here.start, states)
 
 
 def looped(
@@ -101,10 +102,11 @@ def looped(
     cut = None if resumed.arrays is None else Cut.of(resumed.arrays, clock.num_slices)
     sampler = make_sampler(program, clock, saving or Saving(), cut)
     arguments = program, sampler, partial(place, program=program), states, resumed.round_index
+    gathers = partial(gather, program=program)
     if config.loop == "synchronous":
-        return loop.run(*arguments, monitor)
+        return loop.run(*arguments, monitor, gathers)
     limits = config.deadline_seconds, config.device_call_seconds
-    return threads.run(*arguments, monitor, *limits)
+    return threads.run(*arguments, monitor, *limits, gathers)
 
 
 def recorded(

@@ -103,7 +103,7 @@ class EngineConfig:
           num_slices: of the sampler; 0: it has no devices of its own.
         """
         sizes = self.num_slots, self.segment_steps, self.tau, self.rebuild_every
-        shares = max(1, num_slices)
+        shares = max(1, num_slices) * jax.process_count()
         return Stream(clock, rows_per_round // shares, *sizes, trained_boundaries, shares)
 
     def advice(
