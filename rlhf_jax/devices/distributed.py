@@ -24,6 +24,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
@@ -55,6 +56,7 @@ T = TypeVar("T")
 LIST_OF_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 _writes = True
+_own_file: ContextVar[bool] = ContextVar("own_file", default=False)
 _stand_ins: list[Sequence[Device]] = []
 
 
@@ -64,7 +66,17 @@ def writes() -> bool:
 
     `initialize` decides it. Reading the flag initialises no device backend, which `is_first` does.
     """
-    return _writes
+    return _writes or _own_file.get()
+
+
+@contextlib.contextmanager
+def own_file() -> Iterator[None]:
+    """Lets this thread write in the block, on every process: a file that no other process writes."""
+    token = _own_file.set(True)
+    try:
+        yield
+    finally:
+        _own_file.reset(token)
 
 
 def _only_read() -> None:

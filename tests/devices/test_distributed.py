@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed, mesh, sharding
 from rlhf_jax.records import jsonl
 from rlhf_jax.records.checkpoints import Checkpoints, abstract_like
+from rlhf_jax.records.streams import schedules
 from rlhf_jax.runtime import synchronous
 from rlhf_jax.runtime.program import Program
 from tests.devices import host
@@ -317,20 +319,65 @@ def test_started_again_the_pipeline_ends_as_one_process_does(folder, killed):
     assert again.wait() == [0, 0], again.said()
     assert "report: " in again.logs[0].read_text()
     assert "report: " not in again.logs[1].read_text()
+    check_runs(folder / "one", folder / "two")
+
+
+def check_runs(one_run: Path, other_run: Path):
+    """Params and figures within tolerance, and the same tokens."""
     for stage in kill.STAGES:
-        (step, arrays), (other_step, others) = (
-            newest(folder / "one", stage),
-            newest(folder / "two", stage),
-        )
+        (step, arrays), (other_step, others) = newest(one_run, stage), newest(other_run, stage)
         assert step == other_step
         for one, other in zip(arrays, others, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=stage)
-    check_figures(*(kill.untimed(folder / each / "metrics.jsonl") for each in ("one", "two")))
+    both = one_run, other_run
+    check_figures(*(kill.untimed(run / "metrics.jsonl") for run in both))
     tokens = [
-        [(row["ordinal"], row["text"]) for row in jsonl.read(folder / each / "ledger.jsonl")]
-        for each in ("one", "two")
+        [(row["ordinal"], row["text"]) for row in jsonl.read(run / "ledger.jsonl")] for run in both
     ]
     assert tokens[0] == tokens[1]
+
+
+IN_FLIGHT = (
+    "rlhf.engine=slots",
+    "rlhf.weights=inflight",
+    "rlhf.num_slots=6",
+    "rlhf.segment_steps=2",
+    "rlhf.tau=3",
+    "mesh.data=1",
+)
+
+
+def start_in_flight(directory: Path, count: int, slices: int) -> Processes:
+    """A pipeline in flight on two slices, which one or two processes have."""
+    keys = (*IN_FLIGHT, f"rlhf.sampler_slices={slices}", f"directory={directory}")
+    command = [*PIPELINE, *(f"--config.{key}" for key in keys)]
+    return Processes(directory, command, count, 1 + slices)
+
+
+def test_a_pipeline_in_flight_of_two_processes_is_killed_and_ends_as_one(tmp_path):
+    """A slice of each of two processes, of which one is killed. Started again it ends as two slices
+    of one process do: the same tokens and the same schedule, of which each process has its lines.
+    """
+    one, two = tmp_path / "one", tmp_path / "two"
+    whole = start_in_flight(one, 1, 2)
+    assert whole.wait() == [0], whole.said()
+    processes = start_in_flight(two, 2, 1)
+    kill.wait_for(processes.all[0], two, LINES_BEFORE)
+    processes.all[1].send_signal(signal.SIGKILL)
+    assert processes.wait() == [1, -signal.SIGKILL], processes.said()
+    again = start_in_flight(two, 2, 1)
+    assert again.wait() == [0, 0], again.said()
+    assert "going on from" not in again.said(), "a checkpoint was passed over"
+    check_runs(one, two)
+    rows = list(jsonl.read(one / "ledger.jsonl"))
+    assert len([row for row in rows if "versions" in row]) >= 0.3 * len(rows)
+    of_slices = [list(jsonl.read(two / name)) for name in ("schedule.jsonl", "schedule.1.jsonl")]
+    assert [{line["slice"] for line in lines} for lines in of_slices] == [{0}, {1}]
+    merged = sorted(chain(*of_slices), key=lambda line: (line["boundary"], line["slice"]))
+    assert merged == list(jsonl.read(one / "schedule.jsonl"))
+    clock = Clock(6, num_minibatches=2, lag=1, inflight=True)
+    found, expected = (schedules.boundaries(run / schedules.FILE, clock) for run in (two, one))
+    assert found == expected
 
 
 def check_figures(ones, others):

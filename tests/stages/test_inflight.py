@@ -213,8 +213,13 @@ def test_pinned_rows_go_on_in_threads_with_the_lag_of_the_clock(tmp_path):
 
 def test_several_processes_are_refused_by_name(monkeypatch):
     monkeypatch.setattr(rlhf.jax, "process_count", lambda: 2)
-    with pytest.raises(Refusal, match=r"rlhf.engine is 'slots' on 2 processes; accepted: one"):
-        check()
+    with pytest.raises(Refusal, match=r"rlhf.engine is 'slots' with rlhf.weights='round' on 2 pro"):
+        check(weights="round", num_slots=16)
+    check(num_slots=16)
+    with pytest.raises(Refusal, match=r"num_slots is 17, .* on each of 2 slices"):
+        check(num_slots=17)
+    with pytest.raises(Refusal, match="the slots of 2 processes cannot share"):
+        check(num_slots=8, prompts_per_update=5, total_prompts=40)
 
 
 SLICED = {"rlhf__sampler_slices": 2, "rlhf__num_slots": 4, "mesh__data": 1}

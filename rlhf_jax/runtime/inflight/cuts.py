@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rlhf_jax.clock import Boundary, Stream, run_row
+from rlhf_jax.records.streams.snapshots import STATE
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime.inflight.one_slice import STATE, SliceSaving, Snapshot
+from rlhf_jax.runtime.inflight.one_slice import SliceSaving, Snapshot
 
 PAST = 2**62  # a boundary after all others
 

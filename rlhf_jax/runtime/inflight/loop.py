@@ -54,7 +54,7 @@ def run(
     clock, monitor = program.spec.clock, monitor or LoopMonitor()
     if clock.bounded:
         raise Refusal("a bounded clock needs the threaded loop: here nothing overlaps")
-    pending = {r: taken(sampler, r, place, monitor) for r in sampler.complete(start_round)}
+    pending = {r: place(sampler.samples(r)) for r in sampler.complete(start_round)}
     next_round, published, params = start_round, -1, None
     while not sampler.is_drained:
         at_boundary = sampler.next()
@@ -63,8 +63,10 @@ def run(
             for index in at_boundary:
                 sampler.slices[index].save_passed(version)
             while next_round < version:
+                samples = gather(pending.pop(next_round))
+                monitor.figures[next_round] = sampler.figures(next_round)
                 states, stopped = yield from train_round(
-                    program, states, next_round, gather(pending.pop(next_round)), monitor
+                    program, states, next_round, samples, monitor
                 )
                 next_round += 1
                 if stopped:
@@ -81,14 +83,14 @@ def run(
         for index in at_boundary:
             of_slice = None if params is None else sampler.params_of(params, index)
             for round_index in draw(sampler, index, of_slice, rounds_trained, monitor):
-                pending[round_index] = taken(sampler, round_index, place, monitor)
+                pending[round_index] = place(sampler.samples(round_index))
                 yield Sampled(round_index, pending[round_index])
             if sampler.slices[index].is_drained:
                 sampler.end(index)
     for round_index in range(next_round, clock.num_rounds):
-        states, stopped = yield from train_round(
-            program, states, round_index, gather(pending.pop(round_index)), monitor
-        )
+        samples = gather(pending.pop(round_index))
+        monitor.figures[round_index] = sampler.figures(round_index)
+        states, stopped = yield from train_round(program, states, round_index, samples, monitor)
         if stopped:
             sampler.save(round_index + 1)
             return
@@ -106,14 +108,3 @@ def draw(
     call = activity.during(f"segment {each.state.boundary} of the slots", "call")
     with monitor.timeline.span("sampler", "generate", each.oldest_round), call:
         return sampler.draw(slice_index, params, rounds_trained)
-
-
-def taken(
-    sampler: SlicedSampler,
-    round_index: int,
-    place: Callable[[Samples], Samples],
-    monitor: LoopMonitor,
-) -> Samples:
-    """The placed samples of a complete round, whose figures the monitor gets, for both loops."""
-    monitor.figures[round_index] = sampler.figures(round_index)
-    return place(sampler.samples(round_index))

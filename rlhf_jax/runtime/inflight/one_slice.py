@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rlhf_jax.clock import Boundary, Stream, StreamState
+from rlhf_jax.records.streams.snapshots import STATE
 from rlhf_jax.runtime.inflight.api import Drawn, Pool, PoolState
 from rlhf_jax.runtime.inflight.held import Held
 from rlhf_jax.runtime.inflight.rows import Rows
 from rlhf_jax.runtime.spec import Published
-
-STATE = "stream"
-"""The name of the clock's state among the arrays of a snapshot."""
 
 
 @dataclass(frozen=True)

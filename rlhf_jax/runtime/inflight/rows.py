@@ -125,6 +125,10 @@ class Rows:
                 is_mine_D = live_DS[:, round_S == round_index].any(axis=1)
                 counted_2 += live_DS[is_mine_D].sum(), is_mine_D.sum() * row_S.size
 
+    def holds(self, round_index: int) -> bool:
+        """True for a round with a row that has begun, and that is not forgotten."""
+        return round_index in self._rounds
+
     def slot_counts(self, round_index: int) -> np.ndarray:
         """Tokens that all slots drew in the decode steps that drew one of a complete round, and slots
         times these steps: int64 `[2]`; (-1, -1): not known.

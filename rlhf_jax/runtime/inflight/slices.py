@@ -1,8 +1,11 @@
 """The sampling sides of all slices, which draw the rounds together on one virtual clock.
 
 Each of several processes has slices of its own. A slice tells the others its boundary and the rounds
-that it has ended, as a notice that any thread may write (`devices/messages.py`). Every process
-computes the same T from them, so that none decides.
+that it has ended, as a notice that any thread may write (`devices/messages.py`):
+
+    [c, [[round, its end in the slice, *`Rows.slot_counts`], ...]]
+
+Every process computes the same T from them, so that none decides.
 """
 
 import json
@@ -59,13 +62,15 @@ class SlicedSampler:
         self._shared = self._clock.begin(begun)
         self._board = Board()
         self._others = dict.fromkeys(set(range(self.stream.num_slices)) - set(here), "")
-        self._ended_at: list[dict[int, int]] = [dict(each.state.ended_at) for each in slices]
+        self._told: list[dict[int, list[int]]] = [{} for _ in slices]  # by slice and round
+        self._counts: dict[int, dict[int, Sequence[int]]] = {}  # of the others, by round and slice
         self._cuts = cuts or Cuts(Saving(), self.stream, 1, here)
         self._seen = [each.state.rounds_trained for each in self.slices]  # T by slice
         self._shares: dict[int, set[int]] = {}  # slices that have ended a round, by round
         for index, each in enumerate(self.slices):
             for round_index in each.complete(0):
                 self._shares.setdefault(round_index, set()).add(index)
+            self._tell(index)
             if each.is_drained:
                 self.end(index)
 
@@ -89,9 +94,18 @@ class SlicedSampler:
         return interleaved([each.rows.samples(round_index) for each in self.slices])
 
     def figures(self, round_index: int) -> dict[str, float]:
-        """`rows.busy_figures` of a complete round, of the slots of all slices."""
+        """`rows.busy_figures` of a round that is complete in all processes, of the slots of all
+        slices.
+        """
         counts = [each.rows.slot_counts(round_index) for each in self.slices]
-        return busy_figures(np.sum(counts, axis=0))
+        with self._changed:
+            self._read()
+            others = self._counts.get(round_index, {})
+            self._counts = {r: of_round for r, of_round in self._counts.items() if r > round_index}
+        missing = sorted(self._others.keys() - others.keys())
+        if missing:
+            raise RuntimeError(f"slices {missing} have not told the end of round {round_index}")
+        return busy_figures(np.sum([*counts, *others.values()], axis=0))
 
     def params_of(self, params: Published, slice_index: int) -> Published:
         """The published params of one slice."""
@@ -162,9 +176,12 @@ class SlicedSampler:
         for index, known in self._others.items():
             if (text := self._board.read(str(index))) and text != known:
                 self._others[index] = text
-                boundary, ended_at = json.loads(text)
-                told = StreamState((), boundary, ended_at=tuple(map(tuple, ended_at)))
+                boundary, ended = json.loads(text)
+                ended_at = tuple((round_index, end) for round_index, end, *_ in ended)
+                told = StreamState((), boundary, ended_at=ended_at)
                 self._shared = self._clock.heard(self._shared, index, told)
+                for round_index, _, *counts in ended:
+                    self._counts.setdefault(round_index, {})[index] = counts
 
     def _tell(self, slice_index: int) -> None:
         """Writes the notice of a slice: its boundary, and the ends of the rounds that another process
@@ -172,12 +189,14 @@ class SlicedSampler:
         """
         if not self._others:
             return
-        state, ended_at = self.slices[slice_index].state, self._ended_at[slice_index]
-        ended_at.update(state.ended_at)
+        each, told = self.slices[slice_index], self._told[slice_index]
+        for round_index, end in each.state.ended_at:
+            if round_index not in told and each.rows.holds(round_index):
+                told[round_index] = [end, *each.rows.slot_counts(round_index).tolist()]
         oldest = len(self._shared.trained_at) - self.stream.clock.lag - 1
-        for round_index in [r for r in ended_at if r < oldest]:
-            del ended_at[round_index]
-        text = json.dumps([state.boundary, list(ended_at.items())])
+        for round_index in [r for r in told if r < oldest]:
+            del told[round_index]
+        text = json.dumps([each.state.boundary, [[r, *of_round] for r, of_round in told.items()]])
         self._board.write(str(self.first + slice_index), text)
 
     def wake(self) -> None:

@@ -24,7 +24,7 @@ from rlhf_jax.devices import dispatch
 from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.asynchronous import announce, sampling_threads
 from rlhf_jax.runtime.buffer import WAKE_SECONDS, Buffer, Stopped
-from rlhf_jax.runtime.inflight.loop import draw, taken
+from rlhf_jax.runtime.inflight.loop import draw
 from rlhf_jax.runtime.inflight.slices import SlicedSampler
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spec import Published
@@ -52,7 +52,7 @@ def run(
     buffer, monitor = Buffer(), monitor or LoopMonitor()
     announced = set(sampler.complete(start_round))
     for round_index in announced:
-        buffer.put(round_index, taken(sampler, round_index, place, monitor))
+        buffer.put(round_index, place(sampler.samples(round_index)))
     drawing = [
         partial(sample_stream, sampler, index, place, buffer, monitor)
         for index in range(len(sampler.slices))
@@ -63,9 +63,9 @@ def run(
             with monitor.timeline.span("trainer", "wait", round_index):
                 buffer.wait_for(round_index)
             yield from announce(buffer, announced, round_index)
-            states, stopped = yield from train_round(
-                program, states, round_index, gather(buffer.take(round_index)), monitor
-            )
+            samples = gather(buffer.take(round_index))
+            monitor.figures[round_index] = sampler.figures(round_index)
+            states, stopped = yield from train_round(program, states, round_index, samples, monitor)
             if stopped:
                 come_to_the_end(threads, buffer)
                 sampler.save(round_index + 1)
@@ -116,7 +116,7 @@ def sample_stream(
                 rounds_trained, params = take_version(sampler, slice_index, buffer)
             for round_index in draw(sampler, slice_index, params, rounds_trained, monitor):
                 # Before the next version is asked for, which may need this round to be trained.
-                buffer.put(round_index, taken(sampler, round_index, place, monitor))
+                buffer.put(round_index, place(sampler.samples(round_index)))
             del params  # not held while the slice waits for the next version
         if sampler.end(slice_index):
             buffer.end_of_rounds()

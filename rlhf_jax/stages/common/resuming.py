@@ -17,7 +17,7 @@ from rlhf_jax.records.notes import say
 from rlhf_jax.records.samples import SamplesWriter
 from rlhf_jax.records.saved_rounds import FOLDER, SavedRounds, path_of
 from rlhf_jax.records.streams.snapshots import FOLDER as STREAM_FOLDER
-from rlhf_jax.records.streams.snapshots import Snapshots
+from rlhf_jax.records.streams.snapshots import Snapshots, paths_of
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.run_directory import forks, history, stage_records
 from rlhf_jax.runtime.sampler import version_range
@@ -181,7 +181,7 @@ def check_growth(directory: Path, config: Config) -> None:
             for r in clock.issued_before(step // clock.updates_per_round)
         ]
         if clock.streams:
-            rounds = [path_of(directory / STREAM_FOLDER, step // clock.updates_per_round)]
+            rounds = paths_of(directory / STREAM_FOLDER, step // clock.updates_per_round)
         missing = [f"{path} is missing" for path in rounds if not path.exists()]
         why = (
             problem_of(place, step) or never_sampled(clock, step, ended) or next(iter(missing), "")

@@ -7,10 +7,10 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import jax
 import numpy as np
 
 from rlhf_jax.clock import Boundary, Stream
-from rlhf_jax.records import jsonl
 from rlhf_jax.records.streams import schedules
 from rlhf_jax.records.streams.snapshots import FOLDER, Snapshots
 from rlhf_jax.runtime.inflight import loop, threads
@@ -130,9 +130,9 @@ def recorded(
       files: of the stage; snapshots are kept for its checkpoints.
       monitor: of the loop.
     """
-    kept, path = Snapshots(workspace.directory / FOLDER), workspace.directory / schedules.FILE
+    kept, path = Snapshots(workspace.directory / FOLDER), schedules.path_of(workspace.directory)
     updates = config.schedule().updates_per_round
-    num_slices = max(1, config.sampler_slices)
+    num_slices = max(1, config.sampler_slices) * jax.process_count()
     begun = None if resumed.arrays is None else Cut.of(resumed.arrays, num_slices)
     kept.forget_after(resumed.round_index)
     schedules.cut_back(path, 0 if begun is None else begun.boundary)
@@ -145,7 +145,7 @@ def recorded(
 
     def note(boundary: Boundary, ended: tuple[int, ...], slice_index: int) -> None:
         of_slice = slice_index if num_slices > 1 else None
-        jsonl.append(path, schedules.line(boundary, ended, of_slice))
+        schedules.append(path, schedules.line(boundary, ended, of_slice))
 
     saving = Saving(is_wanted, write, note)
     events = looped(program, config, states, monitor, saving, resumed)

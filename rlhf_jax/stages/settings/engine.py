@@ -67,10 +67,11 @@ class EngineConfig:
                 f"rlhf.tau is {self.tau} with rlhf.clock=bounded, where training takes the time "
                 "that it takes; accepted: 0, or rlhf.clock=exact"
             )
-        if jax.process_count() > 1:
+        if jax.process_count() > 1 and not self.streams:
             raise Refusal(
-                f"rlhf.engine is 'slots' on {jax.process_count()} processes; accepted: one process, "
-                "whose devices rlhf.sampler_slices shares out, or rlhf.engine=static"
+                f"rlhf.engine is 'slots' with rlhf.weights={self.weights!r} on "
+                f"{jax.process_count()} processes; accepted: rlhf.weights=inflight or pinned, "
+                "rlhf.engine=static, or one process, whose devices rlhf.sampler_slices shares out"
             )
         if clock.bounded and self.streams and num_slices > 1:
             raise Refusal(
@@ -79,7 +80,7 @@ class EngineConfig:
                 "that it sees; accepted: rlhf.clock=exact, or at most one slice"
             )
         rounds = min(clock.lag + 1, clock.num_rounds) if self.streams else 1
-        shares = max(1, num_slices)
+        shares = max(1, num_slices) * jax.process_count()
         if self.num_slots > (most := rounds * rows_per_round // shares):
             on_slices = f" on each of {shares} slices" if shares > 1 else ""
             raise Refusal(
