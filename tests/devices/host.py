@@ -339,6 +339,7 @@ def inflight_program(shared, changes=()):
 
 def run_inflight(program, stream, threaded, saving=None, start=None, seconds=0.0):
     """What a run in flight finds, with samples of whole rounds. `start`: (round, states, cut)."""
+    from rlhf_jax.runtime import synchronous
     from rlhf_jax.runtime.inflight import loop, threads
     from rlhf_jax.runtime.inflight.cuts import Saving
     from rlhf_jax.runtime.inflight.slot_program import gather, place
@@ -353,16 +354,16 @@ def run_inflight(program, stream, threaded, saving=None, start=None, seconds=0.0
     events = begin(program, sampler, puts, states, round_index, gather=gathers)
     found, kept = {}, {}
     for event in events:
-        match type(event).__name__:
-            case "Scored":
+        match event:
+            case synchronous.Scored(index, samples, figures=figures):
                 for name in ("tokens_BC", "ordinal_B", "behavior_logprob_BC", "version_BC"):
-                    array = distributed.fetch(getattr(event.samples, name))
-                    found[f"{name}/{event.round_index}"] = array
-            case "Updated":
+                    found[f"{name}/{index}"] = distributed.fetch(getattr(samples, name))
+                found[f"busy/{index}"] = np.float64(figures["slots_busy"])
+            case synchronous.RoundEnd(index, states):
                 found |= record([event], program)
-            case "RoundEnd":
+                kept[index + 1] = jax.tree.map(lambda x: x.copy(), states)
+            case synchronous.Updated():
                 found |= record([event], program)
-                kept[event.round_index + 1] = jax.tree.map(lambda x: x.copy(), event.states)
     return found, kept
 
 
