@@ -114,6 +114,9 @@ QUICK_CASES = {
             "[0-3]",
         ),
         "runtime/test_inflight.py::test_threaded_is_simulated_is_replayed": ("0-*",),
+        "runtime/test_inflight_slices.py::test_threaded_is_simulated_is_replayed": ("1-2",),
+        "runtime/test_inflight_slices.py::"
+        "test_a_run_that_is_killed_and_goes_on_is_one_that_was_not": ("exact-2",),
         "runtime/test_inflight.py::"
         "test_random_bounded_schedules_stay_in_the_bound_and_are_replayed": ("0",),
         "runtime/test_inflight_programs.py::"
@@ -128,6 +131,7 @@ QUICK_CASES = {
         "stages/test_dpo.py::test_a_stopped_run_ends_as_one_that_never_was": ("2",),
         "stages/test_dpo.py::test_given_comparisons_are_learned_without_reward_or_judge": ("ipo",),
         "stages/test_inflight.py::test_a_run_in_threads_goes_on_as_the_simulated_one": ("0",),
+        "stages/test_inflight.py::test_slices_in_threads_go_on_as_the_simulated_loop": ("keep",),
         "stages/test_own_rewards.py::test_a_command_that_hangs_ends_at_its_deadline": (
             "Program-*",
         ),
@@ -167,6 +171,10 @@ SLOW = {
             "devices/test_distributed.py::test_four_processes_train_as_one",
             "devices/test_distributed.py::test_only_the_first_process_writes",
             "devices/test_distributed.py::test_started_again_the_pipeline_ends_as_one_process_does",
+        ],
+        "devices/test_distributed.py::test_two_processes_in_flight_train_as_one[keep]": [
+            "devices/test_distributed.py::"
+            "test_a_pipeline_in_flight_of_two_processes_is_killed_and_ends_as_one"
         ],
         "planner/test_analytic.py::test_remat_trades_seconds_for_activations": [
             "planner/test_analytic.py::"

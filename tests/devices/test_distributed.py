@@ -340,9 +340,9 @@ def check_runs(one_run: Path, other_run: Path):
 IN_FLIGHT = (
     "rlhf.engine=slots",
     "rlhf.weights=inflight",
-    "rlhf.num_slots=6",
-    "rlhf.segment_steps=2",
-    "rlhf.tau=3",
+    "rlhf.num_slots=12",
+    "rlhf.segment_steps=1",
+    "rlhf.tau=1",
     "mesh.data=1",
 )
 

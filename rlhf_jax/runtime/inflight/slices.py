@@ -63,7 +63,7 @@ class SlicedSampler:
         self._board = Board()
         self._others = dict.fromkeys(set(range(self.stream.num_slices)) - set(here), "")
         self._told: list[dict[int, list[int]]] = [{} for _ in slices]  # by slice and round
-        self._counts: dict[int, dict[int, Sequence[int]]] = {}  # of the others, by round and slice
+        self._counts: dict[int, dict[int, np.ndarray]] = {}  # of the others, by round and slice
         self._cuts = cuts or Cuts(Saving(), self.stream, 1, here)
         self._seen = [each.state.rounds_trained for each in self.slices]  # T by slice
         self._shares: dict[int, set[int]] = {}  # slices that have ended a round, by round
@@ -105,7 +105,7 @@ class SlicedSampler:
         missing = sorted(self._others.keys() - others.keys())
         if missing:
             raise RuntimeError(f"slices {missing} have not told the end of round {round_index}")
-        return busy_figures(np.sum([*counts, *others.values()], axis=0))
+        return busy_figures(np.sum(np.stack([*counts, *others.values()]), axis=0))
 
     def params_of(self, params: Published, slice_index: int) -> Published:
         """The published params of one slice."""
@@ -181,7 +181,7 @@ class SlicedSampler:
                 told = StreamState((), boundary, ended_at=ended_at)
                 self._shared = self._clock.heard(self._shared, index, told)
                 for round_index, _, *counts in ended:
-                    self._counts.setdefault(round_index, {})[index] = counts
+                    self._counts.setdefault(round_index, {})[index] = np.asarray(counts)
 
     def _tell(self, slice_index: int) -> None:
         """Writes the notice of a slice: its boundary, and the ends of the rounds that another process
