@@ -88,6 +88,19 @@ class EngineConfig:
                 f"once{on_slices}: those of {rounds} round(s); accepted: 1 to {most}"
             )
 
+    def check_shares(self, prompts_per_round: int) -> None:
+        """Raises Refusal for prompts that the slots of several processes cannot share equally.
+
+        Args:
+          prompts_per_round: P.
+        """
+        if self.engine == "slots" and prompts_per_round % jax.process_count():
+            raise Refusal(
+                f"a round has {prompts_per_round} prompts, which the slots of "
+                f"{jax.process_count()} processes cannot share; accepted: multiples of "
+                f"{jax.process_count()}"
+            )
+
     def stream(
         self,
         clock: Clock,

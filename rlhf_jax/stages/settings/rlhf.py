@@ -306,11 +306,7 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
             f"rlhf.sampler_slices is {config.sampler_slices} beside a plan, which places generate "
             "itself; accepted: one of them"
         )
-    if config.engine == "slots" and prompts_per_round % jax.process_count():
-        raise Refusal(
-            f"a round has {prompts_per_round} prompts, which the slots of {jax.process_count()} "
-            f"processes cannot share; accepted: multiples of {jax.process_count()}"
-        )
+    config.check_shares(prompts_per_round)
     shards = config.sampler_slices * config.sampler_slice_devices * jax.process_count()
     on_hosts = f" on each of {jax.process_count()} hosts" if distributed.several() else ""
     if slices and prompts_per_round % shards:
