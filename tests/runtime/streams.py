@@ -21,8 +21,7 @@ from rlhf_jax.runtime.inflight.api import Drawn, PoolState
 from rlhf_jax.runtime.inflight.cuts import Cuts, Saving
 from rlhf_jax.runtime.inflight.held import Held, SideBySide
 from rlhf_jax.runtime.inflight.one_slice import StreamSampler
-from rlhf_jax.runtime.inflight.rows import Rows
-from rlhf_jax.runtime.inflight.shares import prompts_of_slice
+from rlhf_jax.runtime.inflight.rows import Rows, prompts_of_slice
 from rlhf_jax.runtime.inflight.slices import SlicedSampler
 from rlhf_jax.types import Mean, Prompts
 

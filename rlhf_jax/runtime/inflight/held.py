@@ -127,3 +127,18 @@ def of_one_mesh(params: Published) -> Params:
             "accepted: one slice"
         )
     return params[0]
+
+
+def published_to(params: Published, slice_index: int, num_slices: int) -> Published:
+    """The published params of one slice.
+
+    Args:
+      params: as `Sampler.publish` returns them, a tuple where the slices have devices of their own.
+      slice_index: of the slice.
+      num_slices: H.
+    """
+    if num_slices == 1:
+        return params
+    assert isinstance(params, tuple), "several slices have a copy each"
+    assert len(params) == num_slices
+    return params[slice_index]

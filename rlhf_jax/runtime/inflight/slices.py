@@ -20,9 +20,9 @@ from rlhf_jax.devices.messages import Board
 from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.buffer import WAKE_SECONDS
 from rlhf_jax.runtime.inflight.cuts import Cuts, Saving
+from rlhf_jax.runtime.inflight.held import published_to
 from rlhf_jax.runtime.inflight.one_slice import StreamSampler
-from rlhf_jax.runtime.inflight.rows import busy_figures
-from rlhf_jax.runtime.inflight.shares import interleaved, published_to
+from rlhf_jax.runtime.inflight.rows import busy_figures, interleaved
 from rlhf_jax.runtime.spec import Published
 from rlhf_jax.types import Samples
 

@@ -14,11 +14,11 @@ from rlhf_jax.models.common.adapters import Adapted, Base, Versions, split
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.inflight import ahead
 from rlhf_jax.runtime.inflight.api import PoolState
-from rlhf_jax.runtime.inflight.held import Held
+from rlhf_jax.runtime.inflight.held import Held, published_to
 from rlhf_jax.runtime.inflight.pool import SlotPool
 from rlhf_jax.runtime.inflight.programs import Config, Programs
 from rlhf_jax.runtime.inflight.round import sample_round
-from rlhf_jax.runtime.inflight.shares import interleaved, prompts_of_slice, published_to
+from rlhf_jax.runtime.inflight.rows import interleaved, prompts_of_slice
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.sampler import Entry
 from rlhf_jax.runtime.spec import ProgramSpec, Published
