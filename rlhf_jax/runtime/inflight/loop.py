@@ -15,11 +15,13 @@ Pinned rows need every version that T reaches, so that the sampler takes each of
 round is trained. The events are those of `synchronous.run`.
 """
 
+import contextlib
 from collections.abc import Callable, Generator
 
 import jax
 
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.records.timeline import Timeline, What
 from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.inflight.slices import SlicedSampler
 from rlhf_jax.runtime.program import Program
@@ -82,7 +84,7 @@ def run(
                 sampler.slices[index].take(sampler.params_of(params, index), version)
         for index in at_boundary:
             of_slice = None if params is None else sampler.params_of(params, index)
-            for round_index in draw(sampler, index, of_slice, rounds_trained, monitor):
+            for round_index in draw(sampler, index, of_slice, rounds_trained, monitor.timeline):
                 pending[round_index] = place(sampler.samples(round_index))
                 yield Sampled(round_index, pending[round_index])
             if sampler.slices[index].is_drained:
@@ -101,10 +103,25 @@ def draw(
     slice_index: int,
     params: Published | None,
     rounds_trained: int,
-    monitor: LoopMonitor,
+    spans: Timeline | None,
 ) -> tuple[int, ...]:
-    """`SlicedSampler.draw` as a span of the timeline and an activity of the thread, for both loops."""
+    """`SlicedSampler.draw` as a span of the timeline and an activity of the thread, for both loops.
+
+    Args:
+      sampler: of the run.
+      slice_index: as `SlicedSampler.draw` takes it, like the following two.
+      params: of the slice.
+      rounds_trained: T of the boundary.
+      spans: gets the span; None: it is of a thread beside the one that the timeline shows.
+    """
     each = sampler.slices[slice_index]
     call = activity.during(f"segment {each.state.boundary} of the slots", "call")
-    with monitor.timeline.span("sampler", "generate", each.oldest_round), call:
+    with span_of(spans, "generate", each.oldest_round), call:
         return sampler.draw(slice_index, params, rounds_trained)
+
+
+def span_of(
+    spans: Timeline | None, what: What, round_index: int
+) -> contextlib.AbstractContextManager[None]:
+    """A span of the sampler; of no timeline nothing is recorded."""
+    return contextlib.nullcontext() if spans is None else spans.span("sampler", what, round_index)

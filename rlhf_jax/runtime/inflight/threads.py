@@ -24,7 +24,7 @@ from rlhf_jax.devices import dispatch
 from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.asynchronous import announce, sampling_threads
 from rlhf_jax.runtime.buffer import WAKE_SECONDS, Buffer, Stopped
-from rlhf_jax.runtime.inflight.loop import draw
+from rlhf_jax.runtime.inflight.loop import draw, span_of
 from rlhf_jax.runtime.inflight.slices import SlicedSampler
 from rlhf_jax.runtime.program import Program
 from rlhf_jax.runtime.spec import Published
@@ -110,11 +110,13 @@ def sample_stream(
     It ends at a boundary, whose version is not applied: the state there is that of a checkpoint.
     """
     each = sampler.slices[slice_index]
+    # The slices sample at the same time: the spans of all would add up to more than that.
+    spans = monitor.timeline if slice_index == 0 else None
     with ending(sampler, buffer), dispatch.one_process_only(threading.current_thread().name):
         while not each.is_drained:
-            with monitor.timeline.span("sampler", "wait", each.oldest_round):
+            with span_of(spans, "wait", each.oldest_round):
                 rounds_trained, params = take_version(sampler, slice_index, buffer)
-            for round_index in draw(sampler, slice_index, params, rounds_trained, monitor):
+            for round_index in draw(sampler, slice_index, params, rounds_trained, spans):
                 # Before the next version is asked for, which may need this round to be trained.
                 buffer.put(round_index, place(sampler.samples(round_index)))
             del params  # not held while the slice waits for the next version
