@@ -8,6 +8,8 @@ trainer   wait       it wants a round                  the round is there
 trainer   train      the round is there                its last update has ended and is found finite
 trainer   publish    the copy is begun                 the sampler may take it
 trainer   host       an event is handed to its reader  the reader is done with it (beside the device's work)
+
+Where several slices with slots have a thread each, the sampler's spans are those of the first.
 """
 
 import contextlib

@@ -20,8 +20,8 @@ from collections.abc import Callable, Generator
 
 import jax
 
-from rlhf_jax.refusal import Refusal
 from rlhf_jax.records.timeline import Timeline, What
+from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.inflight.slices import SlicedSampler
 from rlhf_jax.runtime.program import Program
