@@ -340,7 +340,7 @@ def check_runs(one_run: Path, other_run: Path):
 IN_FLIGHT = (
     "rlhf.engine=slots",
     "rlhf.weights=inflight",
-    "rlhf.num_slots=12",
+    "rlhf.num_slots=15",
     "rlhf.segment_steps=1",
     "rlhf.tau=1",
     "mesh.data=1",
