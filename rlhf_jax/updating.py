@@ -15,6 +15,7 @@ from rlhf_jax.config import Bounds, Natural, NonNegative, Positive
 from rlhf_jax.micro_batches import split_rows
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.adapters import Rest, join
+from rlhf_jax.models.common.linear import reducing_gradients
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.once import once
 from rlhf_jax.ops.optimizers import schedules
@@ -276,7 +277,7 @@ def policy_objective(loss: Loss, model: Model, rows_per_prompt: int = 1) -> Obje
             )
             return loss(outputs, batch)
 
-        return objective
+        return reducing_gradients(objective, model)
 
     return through(loss, objective_of)
 
@@ -298,7 +299,7 @@ def critic_objective(loss: Loss, model: ValueModel, rows_per_prompt: int = 1) ->
                 critic_outputs(params, *rows, model=model, rows_per_prompt=rows_per_prompt), batch
             )
 
-        return objective
+        return reducing_gradients(objective, model)
 
     return through(loss, objective_of)
 

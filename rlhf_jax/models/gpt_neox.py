@@ -54,6 +54,9 @@ class Config:
     # with remat: "full" keeps the input of each layer alone; "dots" also its products with params, so
     # that attention and element-wise work alone are computed again
     remat_policy: Literal["full", "dots"] = "full"
+    # with dtype bfloat16, of the gradients of kernels and embeddings: "float32" does not round them
+    # before they are summed over devices, micro-batches and passes; see docs/guides/memory.md
+    gradient_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
     @property
     def num_kv_heads(self) -> int:
@@ -122,10 +125,19 @@ class Layer(nn.Module):
         )
         self.input_layernorm = blocks.LayerNorm(config.norm_eps)
         self.post_attention_layernorm = blocks.LayerNorm(config.norm_eps)
-        self.query_key_value = blocks.Dense(3 * config.width, dtype=config.dtype, kernel_init=grow)
-        self.dense = blocks.Dense(config.width, dtype=config.dtype, kernel_init=back)
-        self.dense_h_to_4h = blocks.Dense(config.ffn_width, dtype=config.dtype, kernel_init=grow)
-        self.dense_4h_to_h = blocks.Dense(config.width, dtype=config.dtype, kernel_init=back)
+
+        def dense(features: int, init: nn.initializers.Initializer) -> blocks.Dense:
+            return blocks.Dense(
+                features,
+                dtype=config.dtype,
+                kernel_init=init,
+                gradient_dtype=config.gradient_dtype,
+            )
+
+        self.query_key_value = dense(3 * config.width, grow)
+        self.dense = dense(config.width, back)
+        self.dense_h_to_4h = dense(config.ffn_width, grow)
+        self.dense_4h_to_h = dense(config.width, back)
 
     def heads(self, x_AD: Array, tables: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         """Queries, keys and values `[B, H, L, K]` of the residual `[B*L, D]`."""
@@ -167,13 +179,17 @@ class Network(nn.Module):
     def setup(self) -> None:
         config = self.config
         init = decoder.small_init(config.width, config.init_scale)
-        self.embed_in = nn.Embed(
-            config.vocab_size, config.width, dtype=config.dtype, embedding_init=init
+        self.embed_in = blocks.Embed(
+            config.vocab_size,
+            config.width,
+            dtype=config.dtype,
+            embedding_init=init,
+            gradient_dtype=config.gradient_dtype,
         )
         self.layer = [Layer(config) for _ in range(config.num_layers)]
         self.final_layer_norm = blocks.LayerNorm(config.norm_eps)
         if not config.tie_embeddings:
-            self.embed_out = blocks.Head(config.vocab_size, init)
+            self.embed_out = blocks.Head(config.vocab_size, init, config.gradient_dtype)
 
     def __call__(
         self, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
@@ -191,7 +207,7 @@ class Network(nn.Module):
 
     def head(self, hidden: Array) -> Array:
         if self.config.tie_embeddings:
-            return blocks.logits(hidden, self.embed_in.embedding.T)
+            return blocks.logits(hidden, self.embed_in.embedding.T, self.config.gradient_dtype)
         return self.embed_out(hidden)
 
 

@@ -68,6 +68,9 @@ class Config:
     # with remat: "full" keeps the input of each layer alone; "dots" also its products with params, so
     # that attention and element-wise work alone are computed again
     remat_policy: Literal["full", "dots"] = "full"
+    # with dtype bfloat16, of the gradients of kernels and embeddings: "float32" does not round them
+    # before they are summed over devices, micro-batches and passes; see docs/guides/memory.md
+    gradient_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
     def window(self, layer: int) -> int:
         """Number of columns that a query of this layer sees at most, its own among them; 0 is all."""
@@ -127,7 +130,13 @@ class Layer(nn.Module):
         def dense(
             features: int, init: nn.initializers.Initializer = grow, bias: bool = False
         ) -> blocks.Dense:
-            return blocks.Dense(features, use_bias=bias, dtype=config.dtype, kernel_init=init)
+            return blocks.Dense(
+                features,
+                use_bias=bias,
+                dtype=config.dtype,
+                kernel_init=init,
+                gradient_dtype=config.gradient_dtype,
+            )
 
         if self.norm_before:
             self.input_layernorm = self.norm_type(config.norm_eps)
@@ -198,13 +207,17 @@ class Network(nn.Module):
     def setup(self) -> None:
         config = self.config
         init = decoder.small_init(config.width, config.init_scale)
-        self.embed_tokens = nn.Embed(
-            config.vocab_size, config.width, dtype=config.dtype, embedding_init=init
+        self.embed_tokens = blocks.Embed(
+            config.vocab_size,
+            config.width,
+            dtype=config.dtype,
+            embedding_init=init,
+            gradient_dtype=config.gradient_dtype,
         )
         self.layer = [self.layer_type(config) for _ in range(config.num_layers)]
         self.norm = self.layer_type.norm_type(config.norm_eps)
         if not config.tie_embeddings:
-            self.lm_head = blocks.Head(config.vocab_size, init)
+            self.lm_head = blocks.Head(config.vocab_size, init, config.gradient_dtype)
 
     def __call__(
         self, tokens_BL: Array, positions_BL: Array, mask_BL: Array, cache: Cache | None = None
@@ -235,7 +248,7 @@ class Network(nn.Module):
 
     def head(self, hidden: Array) -> Array:
         if self.config.tie_embeddings:
-            return blocks.logits(hidden, self.embed_tokens.embedding.T)
+            return blocks.logits(hidden, self.embed_tokens.embedding.T, self.config.gradient_dtype)
         return self.lm_head(hidden)
 
 

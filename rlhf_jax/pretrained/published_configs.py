@@ -24,6 +24,7 @@ NOT_PUBLISHED = (
     "remat_policy",
     "attention",
     "scan_layers",
+    "gradient_dtype",
     "init_scale",
     "padding_id",
 )  # of our configs: no folder says it

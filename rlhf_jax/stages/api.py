@@ -107,7 +107,7 @@ class Workspace:
             return self.value_model
         computed = {
             name: getattr(self.model, name)
-            for name in ("dtype", "remat", "remat_policy", "scan_layers")
+            for name in ("dtype", "remat", "remat_policy", "scan_layers", "gradient_dtype")
             if hasattr(self.model, name)
         }
         return pretrained_models.classifier(self.pretrained.reward_model, **computed)

@@ -26,6 +26,7 @@ from flax import struct
 
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common.linear import reducing_gradients
 from rlhf_jax.models.common.rounding import is_rounded
 from rlhf_jax.ops import losses
 from rlhf_jax.ops.masked import masked_count, masked_sum
@@ -127,7 +128,11 @@ def objective(model: Model, config: Config, params: Params, pairs: Pairs) -> tup
       params: of the policy.
       pairs: of comparisons.
     """
-    return loss(outputs_of(model, params, pairs), pairs, config)
+
+    def of_params(params: Params, pairs: Pairs) -> tuple[Array, Metrics]:
+        return loss(outputs_of(model, params, pairs), pairs, config)
+
+    return reducing_gradients(of_params, model)(params, pairs)
 
 
 def completion_logprobs(model: Model, params: Params, pairs: Pairs) -> Array:

@@ -14,6 +14,7 @@ from flax import struct
 
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.common.adapters import join
+from rlhf_jax.models.common.linear import reducing_gradients
 from rlhf_jax.models.common.rounding import held
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.losses import pairwise_logistic
@@ -66,14 +67,18 @@ def objective(value_model: ValueModel, params: Params, rows: Pairs) -> tuple[Arr
       params: of it.
       rows: of U pairs, chosen then rejected.
     """
-    score_R = learned.score_tokens(value_model, params, rows.tokens_RL, rows.mask_RL)
-    margin_U = score_R[0::2] - score_R[1::2]
-    count = jnp.float32(margin_U.shape[0])
-    loss = pairwise_logistic(score_R[0::2], score_R[1::2]).sum()
-    return loss, {
-        "accuracy": Mean((margin_U > 0).sum(dtype=jnp.float32), count),
-        "margin": Mean(margin_U.sum(), count),
-    }
+
+    def of_params(params: Params, rows: Pairs) -> tuple[Array, Metrics]:
+        score_R = learned.score_tokens(value_model, params, rows.tokens_RL, rows.mask_RL)
+        margin_U = score_R[0::2] - score_R[1::2]
+        count = jnp.float32(margin_U.shape[0])
+        loss = pairwise_logistic(score_R[0::2], score_R[1::2]).sum()
+        return loss, {
+            "accuracy": Mean((margin_U > 0).sum(dtype=jnp.float32), count),
+            "margin": Mean(margin_U.sum(), count),
+        }
+
+    return reducing_gradients(of_params, value_model)(params, rows)
 
 
 def encode(workspace: Workspace, comparisons: list[comparisons_stage.Comparison]) -> Pairs:

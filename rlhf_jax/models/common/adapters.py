@@ -15,7 +15,7 @@ above the other, the columns of x A that are not of a row's version are 0 for it
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,6 +62,21 @@ class Config:
         return self.alpha / self.rank
 
 
+Multiply = Callable[[Array, str, Array], Array]
+"""(x, "a" or "b", the matrix of that name) -> their product in the dtype of x."""
+
+
+def rounded_product(x: Array, name: str, matrix: Array) -> Array:
+    """`x matrix`, in the dtype of x.
+
+    Args:
+      x: rows.
+      name: of the matrix, which is not read.
+      matrix: is rounded to the dtype of x.
+    """
+    return jnp.dot(x, matrix.astype(x.dtype))
+
+
 @struct.dataclass
 class LowRank:
     """The adapter of one linear layer, as the layer reads it, or those of n versions."""
@@ -72,20 +87,21 @@ class LowRank:
     version_B: Array | None = None  # int32, 0 ... n - 1, the version of each row; None: n is 1
     num_versions: int = struct.field(pytree_node=False, default=1)  # n
 
-    def product(self, inputs: Array) -> Array:
+    def product(self, inputs: Array, multiply: Multiply = rounded_product) -> Array:
         """Computes scale (x A) B, in the dtype of the inputs.
 
         Args:
           inputs: `[B*L, in]` or `[B, L, in]`, all positions of a row together.
+          multiply: by A, and by B.
         """
-        a, b = (matrix.astype(inputs.dtype) for matrix in (self.a, self.b))
-        low = jnp.dot(inputs, a)
+        a = self.a
+        low = multiply(inputs, "a", a)
         if self.version_B is not None:
             low_BLR = low.reshape(self.version_B.shape[0], -1, a.shape[1])
             version_R = jnp.arange(a.shape[1]) // (a.shape[1] // self.num_versions)
             is_own_B1R = self.version_B[:, None, None] == version_R[None, None]
             low = jnp.where(is_own_B1R, low_BLR, 0).reshape(low.shape)
-        return self.scale * jnp.dot(low, b)
+        return self.scale * multiply(low, "b", self.b)
 
 
 @struct.dataclass

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from rlhf_jax.models.common import adapters
+from rlhf_jax.models.common import adapters, linear
+from rlhf_jax.ops.linear.float32_gradients import wide_product
 from rlhf_jax.types import Array
 
 ATTENTIONS = ("xla", "dot_product", "cudnn")
@@ -255,18 +256,50 @@ def gelu(x: Array) -> Array:
 
 
 class Dense(nn.Dense):
-    """`nn.Dense`, and the product of its low-rank adapter where the variables hold one.
+    """`nn.Dense` of rows `[A, D]`, and the product of its low-rank adapter where the variables hold
+    one. The adapter is float32 and is rounded to the compute dtype here, as the kernel is.
 
-    The adapter is float32 and is rounded to the compute dtype here, as the kernel is.
+    With `gradient_dtype` float32 the gradients of kernel, bias and adapter are float32 though
+    products are in bfloat16.
     """
+
+    gradient_dtype: str = "bfloat16"
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        outputs = super().__call__(inputs)
+        wide = linear.widens_gradients(self.dtype, self.gradient_dtype)
+        outputs = self._wide_product(inputs) if wide else super().__call__(inputs)
         if not self.has_variable(adapters.COLLECTION, adapters.VARIABLE):
             return outputs
         pair = self.get_variable(adapters.COLLECTION, adapters.VARIABLE)
-        return outputs + pair.product(inputs.astype(outputs.dtype))
+        inputs = inputs.astype(outputs.dtype)
+        if not wide:
+            return outputs + pair.product(inputs)
+        path = (adapters.COLLECTION, *self.path)
+
+        def multiply(x_AD: Array, name: str, matrix: Array) -> Array:
+            return linear.product(x_AD, {name: matrix}, outputs.dtype.name, path)
+
+        return outputs + pair.product(inputs, multiply)
+
+    def _wide_product(self, x_AD: Array) -> Array:
+        params = {"kernel": self.param("kernel", self.kernel_init, (x_AD.shape[-1], self.features))}
+        if self.use_bias:
+            params["bias"] = self.param("bias", self.bias_init, (self.features,))
+        return linear.product(x_AD, params, str(self.dtype), ("params", *self.path))
+
+
+class Embed(nn.Embed):
+    """`nn.Embed` of tokens `[A]`; with `gradient_dtype` float32 the gradient of the table is float32
+    though its rows are bfloat16.
+    """
+
+    gradient_dtype: str = "bfloat16"
+
+    def __call__(self, inputs: Array) -> Array:
+        if not linear.widens_gradients(self.dtype, self.gradient_dtype):
+            return super().__call__(inputs)
+        return linear.lookup(inputs, self.embedding, str(self.dtype), ("params", *self.path))
 
 
 class LayerNorm(nn.Module):
@@ -304,15 +337,21 @@ class RMSNorm(nn.Module):
         return (x * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(inputs.dtype)
 
 
-def logits(hidden: Array, kernel_DV: Array) -> Array:
+def logits(hidden: Array, kernel_DV: Array, gradient_dtype: str = "bfloat16") -> Array:
     """Logits `[..., V]`, float32: products in the dtype of `hidden`, summed in float32.
 
     Args:
       hidden: `[..., D]`.
       kernel_DV: is cast to the dtype of `hidden`.
+      gradient_dtype: with "float32" the gradient of the kernel is not rounded to the dtype of
+        `hidden`.
     """
     flat_AD = hidden.reshape(-1, hidden.shape[-1])
-    flat_AV = jnp.dot(flat_AD, kernel_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if linear.widens_gradients(hidden.dtype.name, gradient_dtype):
+        flat_AV = wide_product(flat_AD, kernel_DV)
+    else:
+        rounded_DV = kernel_DV.astype(hidden.dtype)
+        flat_AV = jnp.dot(flat_AD, rounded_DV, preferred_element_type=jnp.float32)
     return flat_AV.reshape(*hidden.shape[:-1], kernel_DV.shape[-1])
 
 
@@ -321,9 +360,9 @@ class Head(nn.Module):
 
     vocab_size: int
     kernel_init: nn.initializers.Initializer
+    gradient_dtype: str = "bfloat16"
 
     @nn.compact
     def __call__(self, hidden: Array) -> Array:
-        return logits(
-            hidden, self.param("kernel", self.kernel_init, (hidden.shape[-1], self.vocab_size))
-        )
+        shape = (hidden.shape[-1], self.vocab_size)
+        return logits(hidden, self.param("kernel", self.kernel_init, shape), self.gradient_dtype)

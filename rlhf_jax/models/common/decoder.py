@@ -199,6 +199,11 @@ class Decoder:
         return getattr(self.config, "scan_layers", 0)
 
     @property
+    def gradient_dtype(self) -> str:
+        """The dtype of the gradients of kernels and embeddings, where products are in bfloat16."""
+        return getattr(self.config, "gradient_dtype", "bfloat16")
+
+    @property
     def padding_id(self) -> int:
         return self.config.padding_id
 
@@ -375,6 +380,8 @@ def check_shape(config: DecoderConfig) -> None:
         raise Refusal(
             f"remat_policy is {remat_policy(config)!r}; accepted: {', '.join(REMAT_POLICIES)}"
         )
+    if (dtype := getattr(config, "gradient_dtype", "float32")) not in ("bfloat16", "float32"):
+        raise Refusal(f"gradient_dtype is {dtype!r}; accepted: bfloat16, float32")
     if config.attention == "cudnn":
         _check_cudnn(config)
 

@@ -15,6 +15,7 @@ from rlhf_jax.models.api import Cache
 from rlhf_jax.models.common import stacking
 from rlhf_jax.models.common.decoder import DecoderLayer, run_layer
 from rlhf_jax.models.common.layout import keep_rows
+from rlhf_jax.models.common.linear import in_stacked_layer
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
 
@@ -101,7 +102,8 @@ def _scanned(
             ) -> tuple[Array, Sequence[Array]]:
                 return run_layer(layer, 0, x_AD, *inputs[position], own)
 
-            found = layer.apply(of_layers[position], x_AD, method=run)
+            with in_stacked_layer(f"scanned_layers_{position}"):
+                found = layer.apply(of_layers[position], x_AD, method=run)
             x_AD, new = cast(tuple[Array, Sequence[Array]], found)
             if cache is not None:
                 written = tuple(

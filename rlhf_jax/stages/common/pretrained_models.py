@@ -36,6 +36,7 @@ COMPUTED = (
     "remat_policy",
     "attention",
     "scan_layers",
+    "gradient_dtype",
 )  # how a model is computed: the run says it, no folder does
 
 

@@ -1,0 +1,1 @@
+"""Products and lookups of params in a compute dtype, whose gradients are float32."""
