@@ -4,6 +4,7 @@ param as often as it must.
 
 import re
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,8 @@ from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.planner.compiled.collectives import collectives
 from rlhf_jax.stages import dpo, reward_model
 
-ROWS, GROUP = 32, 2
-SHAPE = {"width": 32, "num_heads": 8, "ffn_width": 64, "vocab_size": 128, "num_layers": 1}
+ROWS = 32
+SHAPE = {"width": 32, "num_heads": 8, "ffn_width": 64, "vocab_size": 128, "num_layers": 2}
 WIDE = {"dtype": "bfloat16", "gradient_dtype": "float32"}
 LORA = adapters.Config(rank=2)
 
@@ -33,15 +34,34 @@ def shapes_on(model, tree, mesh):
     )
 
 
+class Case(NamedTuple):
+    """An update of a bfloat16 model of two layers."""
+
+    family: str = "gpt_neox"
+    shape: tuple[int, int, int] = (1, 8, 1)
+    micro_batches: int = 2
+    remat: bool = False
+    scanned: bool = False
+    rank: int = 0
+    group: int = 2  # rows of a prompt, which is run once
+
+    @property
+    def model(self):
+        changes = {"remat": self.remat, "scan_layers": 2 * self.scanned}
+        return tiny.make_model(self.family, **changes, **WIDE, **SHAPE)
+
+    @property
+    def own_reductions(self) -> bool:
+        """Each of the two passes of an objective reduces a layer by itself."""
+        return self.group > 1 and (self.remat or self.scanned)
+
+
 @lru_cache
-def lowered(family: str, shape: tuple[int, int, int], micro_batches: int, remat: bool, rank: int):
-    """An update of a bfloat16 model, whose prompts are run once for two rows; and its params."""
-    model = tiny.make_model(family, remat=remat, **WIDE, **SHAPE)
-    mesh, optimizer = (
-        tiny.make_mesh(shape),
-        updating.make_optimizer(updating.OptimizerConfig(), num_updates=10),
-    )
-    params = adapters.shapes(model, adapters.Config(rank=rank))
+def lowered(case: Case):
+    """The update, and the params that it trains."""
+    model, mesh = case.model, tiny.make_mesh(case.shape)
+    optimizer = updating.make_optimizer(updating.OptimizerConfig(), num_updates=10)
+    params = adapters.shapes(model, adapters.Config(rank=case.rank))
     trained, rest = adapters.split(params)
     state = jax.eval_shape(partial(updating.init_state, optimizer=optimizer), trained)
     shardings = sharding.state_shardings(model, state, optimizer, mesh)
@@ -57,11 +77,11 @@ def lowered(family: str, shape: tuple[int, int, int], micro_batches: int, remat:
 
     step = partial(
         updating.train_step,
-        objective=updating.policy_objective(loss, model, GROUP),
+        objective=updating.policy_objective(loss, model, case.group),
         optimizer=optimizer,
         aggregation="token",
-        unit_rows=GROUP,
-        num_micro_batches=micro_batches,
+        unit_rows=case.group,
+        num_micro_batches=case.micro_batches,
     )
     out = (shardings, sharding.replicated(mesh))
     run = jax.jit(sharding.keeping_rows(step, mesh), out_shardings=out)
@@ -69,8 +89,8 @@ def lowered(family: str, shape: tuple[int, int, int], micro_batches: int, remat:
 
 
 @lru_cache
-def found(*case):
-    return collectives(lowered(*case)[0].compile().as_text(), 8)
+def found(case: Case):
+    return collectives(lowered(case)[0].compile().as_text(), 8)
 
 
 def traced_types(operation: str, program) -> list[str]:

@@ -63,18 +63,7 @@ class Config:
 
 
 Multiply = Callable[[Array, str, Array], Array]
-"""(x, "a" or "b", the matrix of that name) -> their product in the dtype of x."""
-
-
-def rounded_product(x: Array, name: str, matrix: Array) -> Array:
-    """`x matrix`, in the dtype of x.
-
-    Args:
-      x: rows.
-      name: of the matrix, which is not read.
-      matrix: is rounded to the dtype of x.
-    """
-    return jnp.dot(x, matrix.astype(x.dtype))
+"""(x, "a" or "b", the float32 matrix of that name) -> their product in the dtype of x."""
 
 
 @struct.dataclass
@@ -87,21 +76,24 @@ class LowRank:
     version_B: Array | None = None  # int32, 0 ... n - 1, the version of each row; None: n is 1
     num_versions: int = struct.field(pytree_node=False, default=1)  # n
 
-    def product(self, inputs: Array, multiply: Multiply = rounded_product) -> Array:
+    def product(self, inputs: Array, multiply: Multiply | None = None) -> Array:
         """Computes scale (x A) B, in the dtype of the inputs.
 
         Args:
           inputs: `[B*L, in]` or `[B, L, in]`, all positions of a row together.
-          multiply: by A, and by B.
+          multiply: by A, and by B; None: both are rounded to the dtype of the inputs.
         """
-        a = self.a
-        low = multiply(inputs, "a", a)
+        a, b = self.a, self.b
+        if multiply is None:
+            a, b = (matrix.astype(inputs.dtype) for matrix in (a, b))
+        by = multiply or (lambda x, _, matrix: jnp.dot(x, matrix))
+        low = by(inputs, "a", a)
         if self.version_B is not None:
             low_BLR = low.reshape(self.version_B.shape[0], -1, a.shape[1])
             version_R = jnp.arange(a.shape[1]) // (a.shape[1] // self.num_versions)
             is_own_B1R = self.version_B[:, None, None] == version_R[None, None]
             low = jnp.where(is_own_B1R, low_BLR, 0).reshape(low.shape)
-        return self.scale * multiply(low, "b", self.b)
+        return self.scale * by(low, "b", b)
 
 
 @struct.dataclass

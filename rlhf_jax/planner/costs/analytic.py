@@ -215,7 +215,8 @@ class AnalyticCostModel:
         part = self.part(call, placement)
         run = self.positions(call, part, self._prompts(call, placement))
         remat = part.shape.remat if placement.remat is None else placement.remat
-        update = roofline.train_seconds(part, run, remat, placement.num_micro_batches)
+        passes = 2 if self.shares(call) else 1
+        update = roofline.train_seconds(part, run, remat, placement.num_micro_batches, passes)
         update += roofline.optimizer_seconds(part, self.optimizer_bytes)
         return self.work.num_minibatches * self.work.num_epochs * update
 
@@ -263,7 +264,10 @@ class AnalyticCostModel:
         if call.kind == "infer":
             return batch + memory.infer_bytes(part, run, shared)
         remat = shape.remat if placement.remat is None else placement.remat
-        return batch + memory.train_bytes(part, run, remat, placement.num_micro_batches, shared)
+        first = self.prefill(part, prompts) if self.shares(call) else None
+        return batch + memory.train_bytes(
+            part, run, remat, placement.num_micro_batches, shared, first
+        )
 
     def params_bytes(self, role: str, placement: Placement) -> float:
         """A copy of a role's params for generation or inference."""

@@ -72,36 +72,81 @@ def _other_params_bytes(part: Part) -> float:
 
 
 def train_bytes(
-    part: Part, run: Positions, remat: bool, num_micro_batches: int, prompt_cache: float
+    part: Part,
+    run: Positions,
+    remat: bool,
+    num_micro_batches: int,
+    prompt_cache: float,
+    prompts: Positions | None = None,
 ) -> float:
     """Gradients (twice where micro-batches are summed), activations of one micro-batch, and the
-    head's.
+    head's. With float32 gradients, which are reduced one after the other, the most of three moments:
+    at the head, between two passes, and at the end.
+
+    Args:
+      part: of the model.
+      run: positions of a micro-batch.
+      remat: layers run forward again in the backward pass.
+      num_micro_batches: of an update.
+      prompt_cache: bytes of the keys and values of prompts that are run once.
+      prompts: positions of the pass over these prompts; None where there is one pass.
     """
     shape, split = part.shape, part.split
-    one_layer = layer_activation_bytes(part, run)
-    kept = shape.width + (product_elements(part) if shape.remat_policy == "dots" else 0.0)
-    again = shape.num_layers * run.tokens * kept * shape.compute_bytes + one_layer
-    activations = again if remat else shape.num_layers * one_layer
     hidden = 3 * run.logits * shape.width * shape.compute_bytes
     trained = split.stored * shape.param_bytes
     if shape.adapter:
         trained = ADAPTER_BYTES * shape.adapter_elements(
             part.rings.fsdp.size, part.rings.tensor.size
         )
-    gradients = trained * (2 if num_micro_batches > 1 else 1)
+    accumulated = trained if num_micro_batches > 1 else 0.0
     # Rows that are sharded add the head's gradient up on each device before it is reduced.
     sharded = part.rings.data.size * part.rings.fsdp.size > 1
     whole_head = sharded and run.logits and not shape.values and not shape.adapter
     head = 4 * split.head_products if whole_head else 0.0
-    return (
-        activations
-        + hidden
-        + gradients
-        + _other_params_bytes(part)
-        + prompt_cache
-        + head
-        + logits_bytes(part, run, 2.0)
-    )
+    at_head = _kept_bytes(part, run, remat) + hidden + head + logits_bytes(part, run, 2.0)
+    if part.reduces_in_turn and not shape.adapter:
+        most = max(at_head, *_reduced_bytes(part, run, remat, prompts, trained))
+    else:
+        most = at_head + trained
+    return most + accumulated + _other_params_bytes(part) + prompt_cache
+
+
+def _kept_bytes(part: Part, run: Positions, remat: bool) -> float:
+    """Activations that the backward pass finds kept, and those of the layer it is at."""
+    shape = part.shape
+    one_layer = layer_activation_bytes(part, run)
+    kept = shape.width + (product_elements(part) if shape.remat_policy == "dots" else 0.0)
+    again = shape.num_layers * run.tokens * kept * shape.compute_bytes + one_layer
+    return again if remat else shape.num_layers * one_layer
+
+
+def _reduced_bytes(
+    part: Part, run: Positions, remat: bool, prompts: Positions | None, trained: float
+) -> list[float]:
+    """Bytes of activations and gradients at the last layer, between two passes, and at the end.
+
+    A layer's gradient is whole and float32 before it is reduced; two of them may be so at once. The
+    embedding's waits for both passes. Without remat or a scan so do those of all layers, and the
+    layers' params stay gathered for the second pass.
+
+    Args:
+      part: of the model.
+      run: positions of a micro-batch.
+      remat: layers run forward again in the backward pass.
+      prompts: see `train_bytes`.
+      trained: bytes of the gradients once they are reduced.
+    """
+    shape, split = part.shape, part.split
+    table = 4 * split.vocab * shape.width
+    two_layers = 4 * 2 * split.layer_products / max(shape.num_layers, 1)
+    moments = [_kept_bytes(part, run, remat) + two_layers, table + trained]
+    if prompts is None:
+        return moments
+    held = two_layers
+    if not remat and not shape.scanned:
+        gathered = split.cut_by_fsdp - split.cut_head - split.cut_table
+        held = 4 * split.layer_products + part.gather_bytes * gathered
+    return [*moments, _kept_bytes(part, prompts, remat) + held + table]
 
 
 def infer_bytes(part: Part, run: Positions, prompt_cache: float) -> float:

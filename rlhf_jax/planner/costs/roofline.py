@@ -35,6 +35,14 @@ class Part:
         return self.rings.fsdp.size if self.rows_move and self.split.cut_by_fsdp else 1
 
     @property
+    def reduces_in_turn(self) -> bool:
+        """Each micro-batch gathers params and reduces float32 gradients in its own turn: see
+        `models.common.linear.reducing_gradients`.
+        """
+        sharded = self.rings.data.size * self.rings.fsdp.size > 1
+        return self.shape.float32_gradients and sharded and not self.rows_move
+
+    @property
     def gather_bytes(self) -> int:
         """Bytes of a param as fsdp gathers it: XLA rounds it to the compute dtype before."""
         return min(self.weight_bytes, self.shape.compute_bytes)
@@ -205,28 +213,83 @@ def forward_seconds(part: Part, run: Positions) -> float:
     return layers_seconds(part, run) + head_seconds(part, run) + fsdp_seconds(part, run)
 
 
-def train_seconds(part: Part, run: Positions, remat: bool, num_micro_batches: int) -> float:
+def train_seconds(
+    part: Part, run: Positions, remat: bool, num_micro_batches: int, passes: int = 1
+) -> float:
     """Forward and backward passes of all micro-batches, with what links carry: see `backward_seconds`
     and `reduce_seconds`.
 
     XLA sums a micro-batch's gradients over the shards at once, because the accumulator has the
     sharding of the params. A head of its own is brought together, and its gradient summed, once for
-    all micro-batches.
+    all micro-batches; with float32 gradients once in the turn of each.
+
+    Args:
+      part: of the model.
+      run: positions of a micro-batch.
+      remat: layers run forward again in the backward pass.
+      num_micro_batches: of an update.
+      passes: 2 where prompts are run once and completions after them.
     """
     split, ring = part.split, part.rings.fsdp
-    forward = layers_seconds(part, run) + head_seconds(part, run)
+    computed = layers_seconds(part, run) + head_seconds(part, run)
+    computed += backward_seconds(part, run, remat)
     # A frozen head has no gradient.
     head_summed = 0.0 if part.shape.adapter else _scattered_seconds(part, split.cut_head)
     if part.rows_move:
-        links = fsdp_seconds(part, run)
-        once = forward + links + backward_seconds(part, run, remat) + links
-        return num_micro_batches * (once + reduce_seconds(part) + head_summed)
+        links = 2 * fsdp_seconds(part, run)
+        return num_micro_batches * (computed + links + reduce_seconds(part) + head_summed)
+    if part.reduces_in_turn:
+        links = turn_seconds(part, remat, passes) + head_summed
+        return num_micro_batches * (computed + links)
     whole = gather_seconds(part, split.cut_by_fsdp - split.cut_head) if ring.size > 1 else 0.0
     layers = split.cut_by_fsdp - split.cut_head - split.cut_table
     again = gather_seconds(part, layers) if ring.size > 1 else 0.0
     head = gather_seconds(part, split.cut_head) if split.cut_head else 0.0
-    once = forward + whole + backward_seconds(part, run, remat) + again
+    once = computed + whole + again
     return num_micro_batches * (once + reduce_seconds(part)) + head + head_summed
+
+
+def turn_seconds(part: Part, remat: bool, passes: int) -> float:
+    """Links of a micro-batch with float32 gradients, but for the sum of those of a head of its own.
+
+    Params are brought together once, and layers once more for the backward pass. With remat or in a
+    scan a layer is brought together again, and its gradient is summed, for each pass by itself. The
+    compiler merges the gathers of the passes otherwise.
+
+    Args:
+      part: of the model.
+      remat: layers run forward again in the backward pass.
+      passes: see `train_seconds`.
+    """
+    split, shape = part.split, part.shape
+    layers = split.cut_by_fsdp - split.cut_head - split.cut_table
+    by_itself = passes if remat or shape.scanned else 1
+    gathers = 0.0
+    if part.rings.fsdp.size > 1:
+        times = by_itself + (by_itself if shape.scanned else 1)
+        gathers = times * gather_seconds(part, layers)
+        gathers += gather_seconds(part, split.cut_by_fsdp - layers)
+    summed = reduce_seconds(part)
+    if shape.adapter:
+        return gathers + by_itself * summed
+    summed += (by_itself - 1) * _summed_seconds(part, layers, split.layer_products)
+    if shape.tied and not shape.values:
+        # As the map to logits and as the embedding.
+        summed += _summed_seconds(part, split.cut_table, split.head_products)
+    return gathers + summed
+
+
+def _summed_seconds(part: Part, cut: float, gathered: float) -> float:
+    """Summing the gradients of params, of which fsdp cuts all or none.
+
+    Args:
+      part: of the model.
+      cut: params that fsdp cuts.
+      gathered: the same params where it cuts none.
+    """
+    if cut:
+        return _scattered_seconds(part, cut)
+    return part.rings.rows.all_reduce(gathered * part.shape.param_bytes)
 
 
 def backward_seconds(part: Part, run: Positions, remat: bool) -> float:

@@ -17,7 +17,8 @@ from rlhf_jax import randomness
 from rlhf_jax.devices.sharding import RULES
 from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common import adapters, decoder
+from rlhf_jax.models.common import adapters, decoder, stacking
+from rlhf_jax.models.common.linear import gradient_dtype, widens_gradients
 from rlhf_jax.models.common.stacking import unstack
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.once import once
@@ -104,6 +105,9 @@ class Shape:
     remat: bool = False  # what the model's own config says
     remat_policy: str = "full"  # of `decoder.REMAT_POLICIES`
     attention: str = "xla"
+    # Products are in bfloat16, and gradients are summed and reduced in float32.
+    float32_gradients: bool = False
+    scanned: bool = False  # layers are stacked and run in a scan
     adapter: tuple[Leaf, ...] = ()
 
     @property
@@ -219,6 +223,8 @@ def model_shape(
         remat=config.remat,
         remat_policy=decoder.remat_policy(config),
         attention=config.attention,
+        float32_gradients=widens_gradients(config.dtype, gradient_dtype(backbone)),
+        scanned=stacking.period(config) > 0,
         adapter=_adapter_leaves(model, lora) if lora.rank else (),
     )
 
