@@ -46,6 +46,12 @@ class Reduction:
     addends: Mapping[Path, Array]
     stacked_layer: str = ""
 
+    def divides(self, rows: Array) -> bool:
+        """True where the shards divide rows evenly. Of fewer prompts than shards they may not: the
+        compiler then chooses how it computes the float32 gradient of that pass.
+        """
+        return all(len(rows) % shards.rows.count == 0 for shards in self.shards.values())
+
     def sharded(self, path: Path, param: Array) -> ShardedParam:
         """A param as a product or a lookup reads it.
 
@@ -159,7 +165,7 @@ def product(x_AD: Array, params: Mapping[str, Array], dtype: str, path: Path) ->
     kernel, bias = [*params.values(), None][:2]
     assert kernel is not None
     # A frozen base is rounded already and has no gradient.
-    if reduction is None or kernel.dtype == dtype:
+    if reduction is None or kernel.dtype == dtype or not reduction.divides(x_AD):
         return float32_gradients.product(x_AD, kernel, bias, dtype)
     sharded = [reduction.sharded((*path, name), param) for name, param in params.items()]
     return sharded_product(x_AD, sharded[0], sharded[1] if len(sharded) > 1 else None, dtype)
@@ -175,7 +181,7 @@ def lookup(tokens_A: Array, table_VD: Array, dtype: str, path: Path) -> Array:
       path: of the embedding.
     """
     reduction = _REDUCTION.get()
-    if reduction is None or table_VD.dtype == dtype:
+    if reduction is None or table_VD.dtype == dtype or not reduction.divides(tokens_A):
         return float32_gradients.lookup(table_VD, tokens_A, dtype)
     return sharded_lookup(reduction.sharded((*path, "embedding"), table_VD), tokens_A, dtype)
 

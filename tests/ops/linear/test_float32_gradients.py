@@ -54,14 +54,14 @@ def on_mesh(function, mesh, specs):
     return run
 
 
-def gradient(function, shape):
+def gradient(function, shape, as_params=False):
     """Results and gradients to all params and inputs, by the cotangent of `rows`, of a function
-    that uses its params twice.
+    that uses its params twice: as `ShardedParam`s, or `as_params`.
     """
     x_AD, by_y_AF, tokens_A = rows()
     mesh = tiny.make_mesh(shape)
     specs = (P("fsdp", "tensor"), P("tensor"), P("tensor", "fsdp"))
-    if shape != (1, 1, 1):
+    if shape != (1, 1, 1) and not as_params:
         function = on_mesh(function, mesh, specs)
 
     def run(params, x_AD, by_y_AF, tokens_A):
@@ -105,6 +105,26 @@ def test_gradients_are_float32_sums(shape):
         expected, most = left.T @ by_y_AF, A * HALF * np.abs(left).T @ np.abs(by_y_AF)
         found = np.asarray(found, np.float64).reshape(expected.shape)
         assert (np.abs(found - expected) <= most).all()
+
+
+def test_rounded_gradients_are_ten_thousand_times_farther_from_the_truth():
+    """Of a kernel on eight devices, beside float64 sums of the same terms."""
+
+    def plain(params, x_AD, tokens_A):
+        kernel, bias, table = (param.astype(jnp.bfloat16) for param in params)
+        return x_AD @ kernel + bias[None] + jnp.take(table, tokens_A, axis=0)
+
+    x_AD, by_y_AF, _ = (np.asarray(array, np.float64) for array in rows())
+    truth = x_AD.T @ by_y_AF
+    rounded = gradient(plain, (1, 8, 1), as_params=True)[1][0][0]
+    wide = gradient(both, (1, 8, 1))[1][0][0]
+    far, near = (
+        np.linalg.norm(np.asarray(found, np.float64) - truth) / np.linalg.norm(truth)
+        for found in (rounded, wide)
+    )
+    print(f"off by {far:.1e} rounded, {near:.1e} in float32")
+    assert far > 1e-3
+    assert near < 1e-7
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)])
