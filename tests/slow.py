@@ -60,6 +60,17 @@ QUICK_CASES = {
                 "rows_without_a_token_are_finite",
             )
         },
+        "models/test_linear.py::test_eight_devices_sum_whole_gradients": (
+            "passes",
+            "scanned adapter",
+        ),
+        **{
+            f"models/test_linear.py::test_{name}": ("passes", "scan")
+            for name in (
+                "each_param_is_reduced_once_a_micro_batch",
+                "links_of_an_update_are_within_the_budget",
+            )
+        },
         "models/test_remat.py::test_gradients_and_values_are_those_without": ("gemma3", "llama"),
         "models/test_rounding.py::test_every_family_computes_the_same_bits_from_held_params": (
             "gemma3",

@@ -123,14 +123,12 @@ REMAT = Case("llama", (2, 4, 1), 1, remat=True)
 SCANNED = Case(scanned=True)
 ONE_PASS = Case("llama", remat=True, scanned=True, group=1)
 ADAPTED = Case("llama", rank=2)
-COMPILED = [
-    TWO_PARTS,
-    SCANNED,
-    *(pytest.param(case, marks=pytest.mark.slow) for case in (REMAT, ONE_PASS)),
-]
+CASES = pytest.mark.parametrize(
+    "case", [TWO_PARTS, REMAT, SCANNED, ONE_PASS], ids=["passes", "remat", "scan", "one pass"]
+)
 
 
-@pytest.mark.parametrize("case", [TWO_PARTS, REMAT, SCANNED, ONE_PASS])
+@CASES
 def test_sums_of_gradients_over_devices_are_float32(case):
     """As traced, of every matrix: a CPU widens its own collectives."""
     program, params = lowered(case)
@@ -157,7 +155,7 @@ def budget(params, case: Case) -> float:
     return case.micro_batches * each
 
 
-@pytest.mark.parametrize("case", COMPILED)
+@CASES
 def test_links_of_an_update_are_within_the_budget(case):
     """A CPU gathers as float32 what would be bfloat16."""
     params, rows = lowered(case)[1], found(case)
@@ -166,7 +164,7 @@ def test_links_of_an_update_are_within_the_budget(case):
     assert 0.9 < sent / budget(params, case) <= 1.1
 
 
-@pytest.mark.parametrize("case", COMPILED)
+@CASES
 def test_each_param_is_reduced_once_a_micro_batch(case):
     """In one reduce-scatter over fsdp for both passes of a model, prompts and completions, inside
     the loop over micro-batches. With remat or in a scan each pass reduces a layer by itself.
@@ -299,10 +297,10 @@ def test_float32_gradients_are_closer_to_the_truth_than_rounded_ones():
     [
         {},
         {"rank": 2, "scan_layers": 2, "remat": True},
-        *(
-            pytest.param(changes, marks=pytest.mark.slow)
-            for changes in ({"remat": True}, {"scan_layers": 2}, {"rank": 2}, {"micro_batches": 4})
-        ),
+        {"remat": True},
+        {"scan_layers": 2},
+        {"rank": 2},
+        {"micro_batches": 4},
     ],
     ids=["passes", "scanned adapter", "remat", "scan", "adapter", "fewer prompts than shards"],
 )
