@@ -80,8 +80,8 @@ def train_bytes(
     prompts: Positions | None = None,
 ) -> float:
     """Gradients (twice where micro-batches are summed), activations of one micro-batch, and the
-    head's. With float32 gradients, which are reduced one after the other, the most of three moments:
-    at the head, between two passes, and at the end.
+    head's. With float32 gradients, which are reduced one after the other, the most of several
+    moments: at the head, and those of `_reduced_bytes`.
 
     Args:
       part: of the model.
@@ -123,7 +123,8 @@ def _kept_bytes(part: Part, run: Positions, remat: bool) -> float:
 def _reduced_bytes(
     part: Part, run: Positions, remat: bool, prompts: Positions | None, trained: float
 ) -> list[float]:
-    """Bytes of activations and gradients at the last layer, between two passes, and at the end.
+    """Bytes of activations and gradients at the last layer, at the first one and at the embedding,
+    which are differentiated last, and between two passes.
 
     A layer's gradient is whole and float32 before it is reduced; two of them may be so at once. The
     embedding's waits for both passes. Without remat or a scan so do those of all layers, and the
@@ -139,7 +140,12 @@ def _reduced_bytes(
     shape, split = part.shape, part.split
     table = 4 * split.vocab * shape.width
     two_layers = 4 * 2 * split.layer_products / max(shape.num_layers, 1)
-    moments = [_kept_bytes(part, run, remat) + two_layers, table + trained]
+    first_layer = layer_activation_bytes(part, prompts or run)
+    moments = [
+        _kept_bytes(part, run, remat) + two_layers,
+        first_layer + two_layers + trained,
+        table + trained,
+    ]
     if prompts is None:
         return moments
     held = two_layers
