@@ -261,6 +261,20 @@ def test_limits_of_a_comparison_are_told(root: Path, tmp_path: Path) -> None:
     assert "gold_mean" in figures.names(comparison)
 
 
+@pytest.mark.parametrize(("gain", "said"), [(1.0099, "both are at 1.31."), (0.9, "A is ahead: ")])
+def test_nobody_is_ahead_where_the_digits_are_the_same(
+    tmp_path: Path, gain: float, said: str
+) -> None:
+    paths = [
+        vary(tmp_path / f"{beta}_{seed}", seed, by, algorithm__beta=beta)
+        for beta, by in ((0.1, 1.01), (0.5, gain))
+        for seed in (0, 1)
+    ]
+    sentence, others = figures.verdict(runs.compare(given(*paths)))
+    words = " ".join([sentence, *others])
+    assert f"Where both have KL 2.00, {said}" in words
+
+
 def test_runs_with_the_same_numbers_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -256,10 +256,12 @@ def _kl(comparison: Comparison, best: Group, second: Group, name: str) -> str:
     a, b = (at_common_kl(group, kl, name).mean for group in (best, second))
     if math.isnan(a) or math.isnan(b):
         return f"{said}."
-    ahead = best.letter if a > b else second.letter if b > a else "neither"
+    there = f"{said}. Where both have KL {number(kl)},"
+    if number(a) == number(b):
+        return f"{there} both are at {number(a)}."
+    ahead = best.letter if a > b else second.letter
     return (
-        f"{said}. Where both have KL {number(kl)}, {ahead} is ahead: "
-        f"{number(a)} in {best.letter}, {number(b)} in {second.letter}."
+        f"{there} {ahead} is ahead: {number(a)} in {best.letter}, {number(b)} in {second.letter}."
     )
 
 
