@@ -64,6 +64,13 @@ def test_the_page_has_each_contrast_with_its_result():
     assert "| larger" in rows["3. constant, same mean − not scaled"]
     assert "of 15 of these values" in text
     assert "+0.1" in text.partition("By resampling seeds")[2]
+    assert "contrast 3, holds" in text
+
+
+def test_a_control_that_is_not_shown_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(LEVELS, "plain", LEVELS["constant"] + 0.001)
+    text = str(findings.pages(lines())["learning_rate_scale.md"])
+    assert "contrast 3, was not shown" in text
 
 
 def test_controls_are_derived_from_the_scaled_runs():

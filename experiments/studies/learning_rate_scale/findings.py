@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.studies import markdown
-from experiments.studies.curves import by_update, legend_above
+from experiments.studies.curves import by_update
 from experiments.studies.hypotheses import wrong_signs
 from experiments.studies.markdown import Contrast, contrasts_table, number, table, with_interval
 from experiments.studies.staleness.passage import below
 from rlhf_jax.report.plots import style
-from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final
+from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final, holm, p_value
 
 MARGIN = 0.05  # of win-rate
 DRAWS = 10_000  # of the bootstrap
@@ -99,6 +99,18 @@ def bootstraps(lines: Sequence[Result]) -> str:
     )
 
 
+def control(lines: Sequence[Result]) -> str:
+    """A sentence on the positive control: the third contrast, by the protocol's rule."""
+    found = contrasts(lines)
+    adjusted = holm([p_value(list(contrast.values.values())) for contrast in found])
+    if markdown.verdict(found[2], adjusted[2]) == "larger":
+        return "The positive control, contrast 3, holds: a smaller learning rate helps here."
+    return (
+        "The positive control, contrast 3, was not shown. So contrasts 1 and 2 were asked where there "
+        "may be little to gain."
+    )
+
+
 def groups(lines: Sequence[Result]) -> dict[tuple[int, float], dict[str, list[Result]]]:
     """Results by lag and learning rate, and then by kind."""
     found: dict[tuple[int, float], dict[str, list[Result]]] = {}
@@ -150,7 +162,7 @@ def curves_plot(lines: Sequence[Result]) -> Figure:
         for color, kind in zip(style.PART_COLORS, NAMES, strict=False):
             _draw(ax, kinds[kind], color, NAMES[kind])
         ax.set_ylim(0, 1)
-    legend_above(axes[0])
+    axes[0].legend(loc="lower right", ncols=2, fontsize=7.5, frameon=False, labelcolor=style.INK)
     return figure
 
 
@@ -171,6 +183,7 @@ def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:
         sources=markdown.sources(lines),
         contrasts=contrasts_table(contrasts(lines)),
         bootstraps=bootstraps(lines),
+        control=control(lines),
         cells=cells_table(lines),
         margin=f"{MARGIN:.2f}",
     )
