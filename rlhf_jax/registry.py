@@ -32,8 +32,9 @@ import pkgutil
 import sys
 import typing
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from rlhf_jax.config import Settings
@@ -311,6 +312,17 @@ def _there(path: Path) -> Path:
     return path.resolve()
 
 
+class _FromText(SourceFileLoader):
+    """Loader that compiles a file's text and reads no bytecode, which is kept for a time in seconds
+    and a size: a file that is written twice in a second may have both of its older text.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The compiled text."""
+        del fullname
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _file(folder: str, path: Path) -> ModuleType:
     """The module of a file. It is read again where its text has changed since."""
     path = _there(path)
@@ -318,7 +330,8 @@ def _file(folder: str, path: Path) -> ModuleType:
     name = f"{path.stem}@{text[:12]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
+    loader = _FromText(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

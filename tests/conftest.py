@@ -164,7 +164,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leaves out long tests, and with `--component` those of no component of the command line."""
     names = components.every_own()
     whole = not names and config.args_source is not pytest.Config.ArgsSource.ARGS
-    slow.mark(config, items, whole)
+    slow.mark(config, items, whole, leaves_out=not names)
     if whole:
         slow.order(items, config.getoption("--first-file"))
     if not names:

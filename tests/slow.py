@@ -383,13 +383,16 @@ def _file(item: pytest.Item) -> str:
     return item.nodeid.partition("::")[0]
 
 
-def mark(config: pytest.Config, items: list[pytest.Item], whole: bool) -> None:
+def mark(
+    config: pytest.Config, items: list[pytest.Item], whole: bool, leaves_out: bool = True
+) -> None:
     """Marks long tests, and leaves them out where the command line does not ask for them.
 
     Args:
       config: of the tests.
       items: that are collected; those that are left out are removed.
       whole: True where they are the whole suite.
+      leaves_out: False for the batteries of a user's own component, which have all of their cases.
 
     Raises UsageError where the whole suite is collected and a name of the list is of no test, or
     its quicker test is none or is slow too.
@@ -399,7 +402,11 @@ def mark(config: pytest.Config, items: list[pytest.Item], whole: bool) -> None:
             item.add_marker(pytest.mark.slow)
     if whole:
         check([item.nodeid for item in items])
-    if config.option.markexpr or any("::" in argument for argument in config.args):
+    if (
+        not leaves_out
+        or config.option.markexpr
+        or any("::" in argument for argument in config.args)
+    ):
         return
     slow = [item for item in items if is_slow(item.nodeid)]
     config.hook.pytest_deselected(items=slow)

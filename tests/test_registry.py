@@ -157,8 +157,11 @@ def test_the_names_of_the_package_come_first_and_may_be_whole(own):
     assert registry.find("tasks", "reviews") is registry.find("tasks", "rlhf_jax.tasks.reviews")
 
 
-def test_a_changed_file_is_read_again(own):
-    """In a notebook, a function is written, tried, and written again."""
+def test_a_changed_file_is_read_again(own, monkeypatch):
+    """In a notebook, a function is written, tried, and written again: also in one second, in as many
+    characters.
+    """
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     file = own / "again.py"
     for value in (1, 2):
         file.write_text(f"def make():\n    return {value}\n")
