@@ -150,8 +150,6 @@ QUICK_CASES = {
         "stages/test_reward_model.py::test_it_is_trained_on_and_its_unit_measured_again": (
             "remove",
         ),
-        "stages/test_smollm2_recipes.py::"
-        "test_a_cell_of_sentiment_is_one_run_in_threads_simulated_and_resumed": ("rloo",),
         "test_bench_fits.py::test_a_recipe_fits_on_the_devices_that_it_names": (
             "configs/no_robots/online_dpo.py",
             "configs/tldr/ppo.py:size=2.8b",
@@ -269,6 +267,10 @@ SLOW = {
         "test_all_roles_share_the_arrays_of_one_base_before_and_after_updates": [
             "runtime/test_adapters.py::test_slices_hold_the_base_and_are_given_adapters_alone"
         ],
+        "stages/test_lora.py::test_a_run_that_lost_its_last_rounds_ends_on_the_same_bits": [
+            "stages/test_smollm2_recipes.py::"
+            "test_a_cell_of_sentiment_is_one_run_in_threads_simulated_and_resumed["
+        ],
         "records/test_profiles.py::test_the_profiler_writes_a_trace": [
             "stages/test_resuming.py::test_chosen_updates_are_profiled_and_change_nothing"
         ],
@@ -290,7 +292,9 @@ SLOW = {
             "stages/test_plans.py::test_a_run_searches_once"
         ],
         "cli/test_sweep.py::test_cells_run_and_are_not_run_again": [
-            "cli/test_sweep_grid.py::test_after_a_kill_the_same_command_runs_what_is_left"
+            "cli/test_sweep_grid.py::test_a_failed_cell_is_named_with_its_last_line",
+            "cli/test_sweep_grid.py::test_after_a_kill_the_same_command_runs_what_is_left",
+            "cli/test_sweep_grid.py::test_the_table_has_the_figures_of_the_cell_that_is_done",
         ],
         "docs/test_pages.py::test_a_page_runs_as_it_is_printed[docs/guides/resume.md]": [
             "docs/test_pages.py::test_the_page_of_the_quickstart_runs_as_it_is_printed",
