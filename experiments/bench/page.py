@@ -178,6 +178,19 @@ def slots() -> str:
     return table(("lengths, shape", "way", "of static", "of gathered"), rows)
 
 
+def kills() -> str:
+    """A row for each kind of run that was killed: how many of its moments ended equal to the bit."""
+    rows = []
+    for name in ("kill", "kill_inflight"):
+        result = read(name)
+        loops = result["killed_in"].items()
+        in_threads = sum(count for where, count in loops if where.endswith("=asynchronous"))
+        rows.append(
+            [result["job"], str(result["moments"]), str(in_threads), f"{result['equal']:d}"]
+        )
+    return table(("run", "kills", "of them with a sampling thread", "ended equal"), rows)
+
+
 def plans_summary() -> dict[str, str]:
     """The figures of random plans and of memory, by the name of their field in the page."""
     (estimates,) = cases("plans", lambda case: case["case"] == "estimates")
@@ -354,6 +367,7 @@ def pages() -> dict[str, str | Figure]:
         speed=speed(),
         overlap=overlap(),
         slots=slots(),
+        kills=kills(),
         searched=searched(),
         realhf=realhf(),
         realhf_summary=realhf_summary(),
