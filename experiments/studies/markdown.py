@@ -77,20 +77,27 @@ def verdict(contrast: Contrast, adjusted: float) -> str:
     return f"not shown; {number(detectable(values), contrast.digits)} {contrast.unit} would have been found"
 
 
+def adjusted(contrasts: Sequence[Contrast]) -> list[float]:
+    """Holm's p-values of the contrasts of a family."""
+    return holm([_p_value(contrast) for contrast in contrasts])
+
+
+def _p_value(contrast: Contrast) -> float:
+    return p_value(list(contrast.values.values()))
+
+
 def contrasts_table(contrasts: Sequence[Contrast]) -> str:
     """A row for each contrast of a family: mean with its 95 % interval, p-value, Holm's, and the
     verdict.
     """
-    p_values = [p_value(list(contrast.values.values())) for contrast in contrasts]
-    adjusted = holm(p_values)
     rows = []
-    for contrast, p, corrected in zip(contrasts, p_values, adjusted, strict=True):
+    for contrast, corrected in zip(contrasts, adjusted(contrasts), strict=True):
         difference = with_interval(contrast.values, contrast.digits, signed=True)
         rows.append(
             [
                 contrast.name,
                 difference,
-                probability(p),
+                probability(_p_value(contrast)),
                 probability(corrected),
                 "; ".join(filter(None, (verdict(contrast, corrected), contrast.note))),
             ]
@@ -100,9 +107,8 @@ def contrasts_table(contrasts: Sequence[Contrast]) -> str:
 
 def conclusion(contrasts: Sequence[Contrast]) -> str:
     """A line for each contrast of a family, by the protocols' rule."""
-    adjusted = holm([p_value(list(contrast.values.values())) for contrast in contrasts])
     said = []
-    for contrast, corrected in zip(contrasts, adjusted, strict=True):
+    for contrast, corrected in zip(contrasts, adjusted(contrasts), strict=True):
         difference = with_interval(contrast.values, contrast.digits, signed=True)
         said.append(
             f"* {contrast.name.partition('. ')[2]}: {difference} {contrast.unit}. Result: "

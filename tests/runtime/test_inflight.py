@@ -267,6 +267,20 @@ def test_a_killed_bounded_run_trains_every_round_once_more_from_where_it_goes_on
         assert max(again.ages) <= stream.clock.max_age
 
 
+def stopped(stream, threaded: bool, stop_after: int, disk: Disk, **speeds) -> Trained:
+    """What a run has done that is asked to stop after some rounds; the disk has what it saved."""
+    trained, ended = Trained(), []
+    monitor = synchronous.LoopMonitor(stopping=lambda: len(ended) + 1 >= stop_after)
+    events, _ = begin(stream, threaded, saving=disk.saving, monitor=monitor, **speeds)
+    for event in follow(events, trained):
+        if isinstance(event, synchronous.RoundEnd):
+            ended.append(event.round_index)
+            disk.states[event.round_index + 1] = event.states
+    assert ended == list(range(stop_after))
+    assert disk.newest()[0] == stop_after  # type: ignore[index]
+    return trained
+
+
 @pytest.mark.parametrize("threaded", [False, True])
 @pytest.mark.parametrize("mode", ["exact", "bounded"])
 def test_a_run_that_is_asked_to_stop_saves_its_rows_and_goes_on(mode, threaded):
@@ -275,15 +289,8 @@ def test_a_run_that_is_asked_to_stop_saves_its_rows_and_goes_on(mode, threaded):
     for stop_after, rebuild in itertools.product((1, 3, NUM_ROUNDS), REBUILDS):
         stream = make_stream(2, 3, rebuild)
         stream = bounded(stream) if mode == "bounded" else stream
-        disk, trained, ended = Disk(99), Trained(), []
-        monitor = synchronous.LoopMonitor(stopping=lambda n=stop_after, e=ended: len(e) + 1 >= n)
-        events, _ = begin(stream, threaded, saving=disk.saving, monitor=monitor)
-        for event in follow(events, trained):
-            if isinstance(event, synchronous.RoundEnd):
-                ended.append(event.round_index)
-                disk.states[event.round_index + 1] = event.states
-        assert ended == list(range(stop_after))
-        assert disk.newest()[0] == stop_after  # type: ignore[index]
+        disk = Disk(99)
+        trained = stopped(stream, threaded, stop_after, disk)
         run_until(stream, disk, 0, trained, threaded)
         assert sorted(trained.states) == list(range(NUM_ROUNDS))
         if mode == "exact":

@@ -12,12 +12,12 @@ import pytest
 
 from rlhf_jax.clock import Slices, StreamState
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime import asynchronous, synchronous
+from rlhf_jax.runtime import asynchronous
 from rlhf_jax.runtime.inflight.cuts import Cut, Saving
 
 from . import streams
-from .streams import NUM_ROUNDS, SAMPLES, Trained, begin, finish, follow
-from .test_inflight import KILLS, LAGS, REBUILDS, Disk, run_until, same
+from .streams import NUM_ROUNDS, SAMPLES, Trained, finish
+from .test_inflight import KILLS, LAGS, REBUILDS, Disk, run_until, same, stopped
 
 PROMPTS = 6  # of a round: 1, 2 and 3 slices have as many each
 SLICES, TAUS = (1, 2, 3), (0, 1, 6)
@@ -195,18 +195,9 @@ def test_a_run_that_is_asked_to_stop_saves_every_slice_and_goes_on(threaded):
     for stop_after, num_slices in itertools.product((1, 3, NUM_ROUNDS), (2, 3)):
         for rebuild, tau in itertools.product((0, 1), (0, 20)):
             stream = make_stream(num_slices, 2, tau, rebuild)
-            disk, trained, ended = Disk(99, num_slices), Trained(), []
-            monitor = synchronous.LoopMonitor(
-                stopping=lambda n=stop_after, e=ended: len(e) + 1 >= n
-            )
+            disk = Disk(99, num_slices)
             speeds = uneven(stop_after, num_slices)
-            events, _ = begin(stream, threaded, saving=disk.saving, monitor=monitor, **speeds)
-            for event in follow(events, trained):
-                if isinstance(event, synchronous.RoundEnd):
-                    ended.append(event.round_index)
-                    disk.states[event.round_index + 1] = event.states
-            assert ended == list(range(stop_after))
-            assert disk.newest()[0] == stop_after  # type: ignore[index]
+            trained = stopped(stream, threaded, stop_after, disk, **speeds)
             run_until(stream, disk, 0, trained, threaded)
             assert same(trained, finish(stream))
 

@@ -11,12 +11,11 @@ import pytest
 
 from rlhf_jax.clock import Clock, Stream
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime import synchronous
 from rlhf_jax.runtime.inflight.held import Held
 
 from . import streams
 from .streams import NUM_ROUNDS, Trained, finish, make_stream
-from .test_inflight import SIZES, SPEEDS, Disk, run_until, same
+from .test_inflight import SIZES, SPEEDS, Disk, run_until, same, stopped
 
 LAGS, TAUS = (0, 1, 2, 4), (0, 1, 6)
 KILLS = 24
@@ -124,14 +123,8 @@ def test_a_run_that_is_killed_and_goes_on_is_one_that_was_not(mode):
 def test_a_run_that_is_asked_to_stop_saves_its_versions_and_goes_on(threaded):
     for stop_after, tau in itertools.product((1, 3, NUM_ROUNDS), (0, 6)):
         stream = make_stream(2, tau, slots=6, steps=3, pinned=True)
-        disk, trained, ended = Disk(99), Trained(), []
-        monitor = synchronous.LoopMonitor(stopping=lambda n=stop_after, e=ended: len(e) + 1 >= n)
-        events, _ = streams.begin(stream, threaded, saving=disk.saving, monitor=monitor)
-        for event in streams.follow(events, trained):
-            if isinstance(event, synchronous.RoundEnd):
-                ended.append(event.round_index)
-                disk.states[event.round_index + 1] = event.states
-        assert ended == list(range(stop_after))
+        disk = Disk(99)
+        trained = stopped(stream, threaded, stop_after, disk)
         run_until(stream, disk, 0, trained, threaded)
         assert same(trained, finish(stream))
 

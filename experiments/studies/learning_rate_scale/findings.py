@@ -14,7 +14,7 @@ from experiments.studies.hypotheses import wrong_signs
 from experiments.studies.markdown import Contrast, contrasts_table, number, table, with_interval
 from experiments.studies.staleness.passage import below
 from rlhf_jax.report.plots import style
-from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final, holm, p_value
+from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final
 
 MARGIN = 0.05  # of win-rate
 DRAWS = 10_000  # of the bootstrap
@@ -102,8 +102,7 @@ def bootstraps(lines: Sequence[Result]) -> str:
 def control(lines: Sequence[Result]) -> str:
     """A sentence on the positive control: the third contrast, by the protocol's rule."""
     found = contrasts(lines)
-    adjusted = holm([p_value(list(contrast.values.values())) for contrast in found])
-    if markdown.verdict(found[2], adjusted[2]) == "larger":
+    if markdown.verdict(found[2], markdown.adjusted(found)[2]) == "larger":
         return "The positive control, contrast 3, holds: a smaller learning rate helps here."
     return (
         "The positive control, contrast 3, was not shown. So contrasts 1 and 2 were asked where there "
