@@ -6,6 +6,7 @@ moments ended bitwise equal in params, metrics (times aside), samples, ledger an
 where the kills fell. Every other pipeline has a sampling thread. `--job=inflight` has in-flight
 updates in slots. `--job=buffer` trains on a replay buffer, with a sampler that is renewed every other
 round. `--job=dpo` kills offline DPO, with the SFT policy and the comparisons before it.
+`--job=adapters` is PPO whose four roles are adapters on one base.
 """
 
 import argparse
@@ -75,6 +76,7 @@ INFLIGHT = (
     "rlhf.segment_steps=2",
     "rlhf.tau=6",
 )
+ADAPTERS = ("lora.rank=3",)
 BUFFER = ("rlhf.sync_every=2", "rlhf.buffer_rounds=3")
 LOOPS = ("rlhf.loop=asynchronous", "rlhf.loop=synchronous")
 """The loops that are killed in turn; the run that never was is synchronous."""
@@ -90,7 +92,7 @@ LISTENING = (
 
 
 def start(
-    directory: Path, cache: Path, *overrides: str, config: str = "quickstart"
+    directory: Path, cache: Path, *overrides: str, config: str = "quickstart.py"
 ) -> subprocess.Popen:
     """Begins, or goes on with, the run of a directory.
 
@@ -98,7 +100,7 @@ def start(
       directory: of the run.
       cache: through which runs share compiled programs.
       overrides: `KEY=VALUE`, after the sizes.
-      config: a file of configs/.
+      config: a file of configs/, with its argument.
     """
     settings = [*SIZES, f"directory={directory}", *overrides]
     command = [
@@ -107,7 +109,7 @@ def start(
         LISTENING,
         "-m",
         "experiments.run",
-        f"--config=configs/{config}.py",
+        f"--config=configs/{config}",
     ]
     sharing = {
         "JAX_PLATFORMS": "cpu",
@@ -179,7 +181,7 @@ def state(directory: Path, stage: str) -> tuple[int, list[np.ndarray]]:
 
 def start_dpo(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen:
     """`start` of offline DPO, with its own sizes."""
-    return start(directory, cache, *DPO_SIZES, *overrides, config="offline_dpo")
+    return start(directory, cache, *DPO_SIZES, *overrides, config="offline_dpo.py")
 
 
 def start_inflight(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen:
@@ -190,6 +192,11 @@ def start_inflight(directory: Path, cache: Path, *overrides: str) -> subprocess.
 def start_buffered(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen:
     """`start` of a pipeline with a replay buffer."""
     return start(directory, cache, *BUFFER, *overrides)
+
+
+def start_adapted(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen:
+    """`start` of PPO with adapters."""
+    return start(directory, cache, *ADAPTERS, *overrides, config="quickstart.py:algorithm=ppo")
 
 
 def differences(one: Path, other: Path, stages: Sequence[str] = STAGES) -> list[str]:
@@ -251,6 +258,7 @@ JOBS = {
     "inflight": start_inflight,
     "buffer": start_buffered,
     "dpo": start_dpo,
+    "adapters": start_adapted,
 }
 
 

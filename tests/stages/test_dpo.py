@@ -340,6 +340,29 @@ def test_a_changed_key_is_refused_once_it_has_begun(whole):
     build.prepare(config(whole, dpo__checkpoint_every=3))
 
 
+def test_adapters_are_trained_on_one_base_and_go_on_to_the_same_bits(tmp_path):
+    """The reference is the base with the adapter of SFT; a checkpoint holds adapters alone."""
+    directory, again = tmp_path / "run", tmp_path / "again"
+    adapted = {"lora__rank": 3}
+    build.run(config(directory, **adapted))
+    workspace, _, _ = build.of_directory(directory)
+    trained, reference = rlhf.load(workspace)[0], sft.load(workspace)
+    for x, y in zip(jax.tree.leaves(trained.base), jax.tree.leaves(reference.base), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert any(
+        (np.asarray(x) != np.asarray(y)).any()
+        for x, y in zip(
+            jax.tree.leaves(trained.adapter), jax.tree.leaves(reference.adapter), strict=True
+        )
+    )
+    shutil.copytree(directory, again)
+    for step in runs.steps(again, "dpo")[1:]:
+        shutil.rmtree(again / "checkpoints" / "dpo" / str(step))
+    build.run(config(again, **adapted))
+    for x, y in zip(runs.state(directory, "dpo"), runs.state(again, "dpo"), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_the_job_needs_its_node(tmp_path):
     with pytest.raises(Refusal, match=r"no node 'dpo'.+accepted"):
         build.checked(runs.config(tmp_path / "run", job="dpo"))
