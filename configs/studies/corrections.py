@@ -72,7 +72,7 @@ def tiny() -> ConfigDict:
     config.comparisons.num_train = config.comparisons.num_heldout = 8
     config.comparisons.prompts_per_batch = 8
     config.reward_model.num_updates, config.reward_model.pairs_per_update = 2, 4
-    config.reward_model.standardize_prompts = 4
+    config.reward_model.standardize_prompts, config.best_of_n = 4, ()
     config.rlhf.prompts_per_update = 4
     config.rlhf.evaluate_at = (1,)
     config.evaluate.num_prompts = config.evaluate.num_prompts_between = (
