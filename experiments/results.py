@@ -38,6 +38,7 @@ from rlhf_jax.sweeps.study import Cell, setting_from_json
 PAGES = ROOT / "docs" / "results"
 NAMES = (
     "quickstart", "grpovi", "offpolicyness", "keep_or_rebuild", "inflight_age", "staleness", "learning_rate_scale",
+    "corrections",
 )  # fmt: skip
 STUDIES = {name: f"configs/studies/{name}.py" for name in NAMES}
 """Name of the module in `experiments/studies/` -> the study's config."""

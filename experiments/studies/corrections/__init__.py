@@ -1,0 +1,1 @@
+"""The study of corrections under three clocks."""
