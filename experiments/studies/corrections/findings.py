@@ -73,7 +73,7 @@ def mean_of_clocks(found: Mapping[tuple[str, str], OfSeed], correction: str) -> 
 
 
 def interactions(lines: Sequence[Result], reward: str) -> list[Contrast]:
-    """What another clock than the constant lag changes in truncated weight − clip."""
+    """Contrasts of (truncated weight − clip) between another clock and the constant lag."""
     found, contrasts = outcomes(lines, reward), []
 
     def ahead(clock: str) -> OfSeed:
