@@ -19,7 +19,7 @@ from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.inflight import ahead
 from rlhf_jax.runtime.inflight.api import Drawn
 from rlhf_jax.runtime.inflight.pool import SlotPool
-from rlhf_jax.runtime.inflight.programs import Config, Programs, widths
+from rlhf_jax.runtime.inflight.programs import Config, Programs, prefill_sizes, widths
 from rlhf_jax.runtime.inflight.round import sample_round
 from rlhf_jax.types import Params
 from tests import tiny
@@ -230,11 +230,23 @@ def test_at_most_twenty_programs(num_slots, group):
     assert {len(batch) for batch in batches} <= set(programs.prefill_sizes)
 
 
-def test_sixty_four_slots_of_groups_of_four_have_eight_programs_on_an_accelerator():
-    config = Config(sampling.Config(128, 4), tiny.EOS, tiny.PAD, 64, 16, 32)
-    programs = Programs(MODEL, config, 64, tiny.make_mesh((1, 1, 1)))
+@pytest.mark.parametrize(("num_slots", "group"), [(64, 4), (64, 1), (512, 2), (4096, 1), (8, 64)])
+def test_at_most_eight_programs_on_an_accelerator(num_slots, group):
+    """Admissions, one of a prompt that is prefilled already, a segment, and rebuilds."""
+    groups = -(-num_slots // group)
+    for shards in (1, 8):
+        sizes = prefill_sizes(shards, max(groups, shards), "tpu")
+        assert sizes[0] == shards
+        assert len(sizes) + 2 + len(widths(128, "tpu")) <= 8
+        assert sizes == prefill_sizes(shards, max(groups, shards), "gpu")
+        assert max(groups, shards) < sizes[-1] * (sizes[1] // sizes[0] if sizes[1:] else 4)
+
+
+def test_sizes_and_widths_on_an_accelerator_by_hand():
+    assert prefill_sizes(1, 16, "tpu") == prefill_sizes(1, 16, "cpu") == (1, 4, 16)
+    assert prefill_sizes(1, 256, "cpu") == (1, 4, 16, 64, 256)
+    assert prefill_sizes(1, 256, "tpu") == (1, 8, 64)
     assert widths(128, "tpu") == widths(128, "gpu") == (43, 86, 128)
-    assert len(programs.prefill_sizes) + 2 + len(widths(128, "tpu")) == 8
     assert widths(2, "tpu") == (1, 2)
 
 

@@ -1,10 +1,11 @@
 """The compiled programs of a pool of slots on one mesh, for a finite set of shapes.
 
 There are one admission for each number of prompts of `prefill_sizes`, one for rows of a prompt that
-is prefilled already, one segment, and one rebuild for each of up to four widths. 64 slots of groups
-of 4 have 9 programs on a CPU and 8 on an accelerator.
+is prefilled already, one segment, and one rebuild for each of up to four widths. An accelerator has at
+most 8 of them, whatever the number of slots; 64 slots of groups of 4 have 9 on a CPU.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ NUM_WIDTHS = 4  # of rebuilds: completions of C / 4, C / 2, 3 C / 4 and C tokens
 # On an accelerator a program takes minutes to compile, and a rebuild runs C / 24 more columns of a
 # row in the mean (C / 12 at most) for one program less.
 NUM_ACCELERATOR_WIDTHS = 3
+NUM_ACCELERATOR_SIZES = 3  # of admissions, likewise
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,10 @@ class Programs:
                 f"accepted: multiples of {row_shards}"
             )
         groups = -(-config.num_slots // config.sampling.samples_per_prompt)
-        self.prefill_sizes = _sizes(row_shards, groups)
+        platform = mesh.devices.flat[0].platform
+        self.prefill_sizes = prefill_sizes(row_shards, groups, platform)
         num_positions = config.sampling.max_completion_tokens
-        self.widths = widths(num_positions, mesh.devices.flat[0].platform)
+        self.widths = widths(num_positions, platform)
         shape = config.num_slots, prompt_columns, num_positions
         make = bound(empty, model, *shape, has_versions=config.num_versions > 0)
         self.shapes: Slots = jax.eval_shape(make)
@@ -210,11 +213,27 @@ def widths(num_positions: int, platform: str) -> tuple[int, ...]:
     return tuple(sorted({-(-num_positions * part // num_parts) for part in parts}))
 
 
-def _sizes(smallest: int, largest: int) -> tuple[int, ...]:
-    """`smallest` times the powers of 4 that give at most `largest`."""
+def prefill_sizes(smallest: int, largest: int, platform: str) -> tuple[int, ...]:
+    """Numbers of prompts that an admission may prefill: `smallest` times the powers of 4 that give
+    at most `largest`. On an accelerator times the powers of the least power of 2 from 4 on that
+    gives at most `NUM_ACCELERATOR_SIZES` of them.
+
+    Args:
+      smallest: shards of rows.
+      largest: prompts of a pool whose slots are all free.
+      platform: of the devices, such as "cpu".
+    """
+    factor, limit = 4, math.inf if platform == "cpu" else NUM_ACCELERATOR_SIZES
+    while len(sizes := _powers(smallest, factor, largest)) > limit:
+        factor *= 2
+    return sizes
+
+
+def _powers(smallest: int, factor: int, largest: int) -> tuple[int, ...]:
+    """`smallest`, and its products with powers of `factor` that are at most `largest`."""
     sizes = [smallest]
-    while sizes[-1] * 4 <= largest:
-        sizes.append(sizes[-1] * 4)
+    while sizes[-1] * factor <= largest:
+        sizes.append(sizes[-1] * factor)
     return tuple(sizes)
 
 
