@@ -50,7 +50,7 @@ LEARNED = ("clip", "token_tis")
 """The corrections of the primary contrast, which also run with a learned reward."""
 PILOT_CORRECTIONS = ("none", *LEARNED)
 PILOT_RATES = (1e-3, 2e-3)
-CHOSEN_RATE = 1e-3  # of the draft: the pilot has not ended
+CHOSEN_RATE = 2e-3  # by the pilot
 SEEDS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
 PILOT_SEEDS = (100, 101, 102)
 
