@@ -307,7 +307,7 @@ def run_cell(cells: Cells, cell: Cell, shared: Shared) -> None:
     from rlhf_jax.stages import rlhf
     from rlhf_jax.sweeps.result import line_of, reward_model_of
 
-    config, diverged = cells.config(cell), ""
+    config, diverged, golden = cells.config(cell), "", cells.golden(cell)
     params, reward, read_sft = shared
     shutil.rmtree(cells.directory(cell), ignore_errors=True)  # an interrupted cell begins again
     workspace, stages, algorithm = build.prepare(config)
@@ -323,7 +323,6 @@ def run_cell(cells: Cells, cell: Cell, shared: Shared) -> None:
         print(f"{cell.name} diverged: {error}", file=sys.stderr)
     finally:
         workspace.metrics.close()
-    golden = cells.golden(cell)
     line = line_of(workspace.directory, name, arm, cell, stages.rlhf, algorithm, diverged, golden)
     if learned := reward_model_of(cells.base_directory(cell.seed, arm.reward)):
         line["reward_model"] = learned

@@ -144,6 +144,8 @@ def curves(ended: dict[str, list[Result]], across: str, label: str) -> Figure | 
     for ax, (title, (name, unit)) in zip(axes, drawn.items(), strict=True):
         style.axes(ax, title, label, unit)
         for index, (row, results) in enumerate(ended.items()):
+            if not _measured({row: results}, name):
+                continue  # such as a learned reward in an arm that is scored by gold
             length = min(len(result["curve"]) for result in results)
             points = [
                 [(line[across], line[name]) for line in result["curve"][:length]]

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from rlhf_jax.algorithms.presets.table import PRESETS
 from rlhf_jax.devices.processor import kind
 from rlhf_jax.refusal import MissingInput, Refusal
 
@@ -16,6 +17,8 @@ ROOT = PACKAGE.parent
 IN_WHEEL = PACKAGE / "golden" / "steps.json"
 GOLDEN = IN_WHEEL if IN_WHEEL.exists() else ROOT / "tests" / "golden" / "steps.json"
 SHARED = ("sft", "reward_model", "evaluation")  # golden entries that every cell depends on
+OF_PRESETS = "policy_gradient"
+"""The algorithm whose settings a preset is."""
 NO_SOURCES: Mapping[str, str] = {}
 OWN_ALGORITHM = "code.algorithm"
 """The name of an algorithm's source among those digests: see `stages/common/own_code.py`."""
@@ -36,7 +39,7 @@ def golden_hash(
     algorithm: str, path: Path = GOLDEN, sources: Mapping[str, str] = NO_SOURCES
 ) -> str:
     """The digest of the golden numbers that an algorithm's runs depend on: its own steps, SFT,
-    reward model, evaluation.
+    reward model, evaluation. A preset without a step of its own has that of `policy_gradient`.
 
     Args:
       algorithm: its name in a config.
@@ -54,6 +57,8 @@ def golden_hash(
         )
     entries = json.loads(path.read_text())
     steps = {name: entry for name, entry in entries.items() if name.partition(":")[0] == algorithm}
+    if not steps and algorithm in PRESETS:
+        steps = {OF_PRESETS: entries[OF_PRESETS]}
     if not steps and OWN_ALGORITHM not in sources:
         raise Refusal(
             f"{path} has no golden step of {algorithm!r}; there are: {', '.join(entries)}"

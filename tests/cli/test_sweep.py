@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from configs import quickstart
+from rlhf_jax.algorithms.presets.table import PRESETS
 from rlhf_jax.cli import sweep
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.sweeps import cell_lines, provenance
 from rlhf_jax.sweeps import cells as cell_runs
 from rlhf_jax.sweeps import page as page
 from rlhf_jax.sweeps import steps as protocol
-from rlhf_jax.sweeps.cells import Cells, Failed
+from rlhf_jax.sweeps.cells import Cells, Failed, run_cell
 from rlhf_jax.sweeps.study import Arm, Cell, Rung, Study
 
 ROOT = Path(__file__).parents[2]
@@ -301,6 +302,31 @@ def test_golden_hashes_tell_algorithms_apart():
         provenance.golden_hash("nothing")
 
 
+def test_a_preset_without_a_step_has_that_of_its_algorithm():
+    known = json.loads(provenance.GOLDEN.read_text())
+    without = sorted(set(PRESETS) - known.keys())
+    assert without
+    hashes = {provenance.golden_hash(name) for name in without}
+    assert hashes == {provenance.golden_hash("policy_gradient")}
+    assert provenance.golden_hash("token_tis") not in hashes
+
+
+def test_a_cell_that_cannot_have_a_line_is_refused_before_it_runs(study, monkeypatch):
+    cells = Cells(study)
+    monkeypatch.setattr(cells, "golden", raising("no golden step"))
+    cell = Cell("plain", (), 0, 2, "report")
+    with pytest.raises(Refusal, match="no golden step"):
+        run_cell(cells, cell, (None, None, None))
+    assert not cells.directory(cell).exists()
+
+
+def raising(message):
+    def refuse(cell):
+        raise Refusal(message)
+
+    return refuse
+
+
 def test_the_cells_of_a_seed_are_of_one_kind_of_processor(study):
     """Seed 0 was begun elsewhere: all of it runs here.
 
@@ -385,6 +411,24 @@ def test_the_page_compares_with_the_first_arm_and_counts_what_diverged(study):
     assert rows[1][4] == "+1.000 ± 0.000"  # seeds 0 and 1, paired
     assert "plain" in path.read_text()
     assert (study.directory / "plots" / "against_kl.png").stat().st_size > 5_000
+
+
+def test_a_figure_that_some_arms_lack_is_drawn_of_the_others(study):
+    """Such as the learned reward, where one arm is scored by gold."""
+    study = replace(study, rungs=(), grid={}, report_seeds=(0,))
+    cells = Cells(study)
+    reported = protocol.report_cells(study, cells.ended)
+    for cell in reported:
+        end(cells, cell, 1.0)
+    results = cells.results(reported)
+    with_reward = [
+        result | {"curve": [point | {"reward_mean": 0.5} for point in result["curve"]]}
+        for result in results[:1]
+    ]
+    found = page.curves({"plain": with_reward, "centered": results[1:]}, "update", "update")
+    drawn = {ax.get_title("left"): len(ax.get_lines()) for ax in found.axes}
+    assert drawn["Learned reward"] == 1
+    assert set(drawn.values()) == {1, 2}
 
 
 def test_a_study_without_results_says_so(tmp_path):

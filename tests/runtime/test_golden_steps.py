@@ -44,7 +44,15 @@ RATIO = {
     "rloo": "sequence",
     "ppo": "token",
 }  # algorithms with a correction, and the level of its weight
-STUDIED = ("reinforce", "token_tis", "vcpo")  # presets with cells in a study
+STUDIED = (
+    "asymre",
+    "cispo",
+    "dppo_tv",
+    "reinforce",
+    "seq_mis",
+    "token_tis",
+    "vcpo",
+)  # presets with cells in a study
 STEPS = (*registry.names("algorithms"), *(f"{name}:truncate" for name in RATIO), *STUDIED)
 OTHERS = ("sft", "reward_model", "evaluation")
 
