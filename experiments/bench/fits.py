@@ -100,7 +100,7 @@ def _supervised(update: Update) -> str:
     if found is None:
         return "no"
     used = update.used(found)
-    bytes_ = used.working_bytes + used.resident_bytes
+    bytes_ = used.working_bytes + used.resident_bytes + update.beside
     return f"{bytes_ / 1e9:.1f} GB, {used.seconds:.3g} s; {_parts(found)}"
 
 

@@ -229,7 +229,7 @@ def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
     Args:
       workspace: of the run.
       config: of the stage.
-      sft_params: of the policy whose samples are compared.
+      sft_params: of the policy whose samples are compared, held (`Workspace.held`) or not.
     """
     if distributed.agree(all(path(workspace, split).exists() for split in SPLITS)):
         return
@@ -272,4 +272,4 @@ def _make(workspace: Workspace, config: Config, sft_params: Params) -> None:
 def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     """`--config.job=comparisons`: this stage alone, with the SFT policy of the run's directory."""
     del algorithm
-    run(workspace, stages.comparisons, sft.load(workspace))
+    run(workspace, stages.comparisons, workspace.held(sft.load(workspace)))

@@ -332,11 +332,14 @@ def _train(
         lambda params: stage.init_state(jax.tree.map(jnp.copy, params)),
         out_shardings=stage.shardings,
     )
-    first_params = reference_params if begin else rlhf.first_policy(workspace, reference_params)
+    first_params = reference_params
+    if begin is None:
+        first_params = workspace.held(rlhf.first_policy(workspace, reference_params))
 
     def init() -> TrainState:
         # Training begins in float32; what is held is rounded.
-        return first_state(sft.load(workspace) if is_rounded(first_params) else first_params)
+        first = rlhf.first_policy(workspace, reference_params)
+        return first_state(sft.load(workspace) if is_rounded(first) else first)
 
     def on_resume(update: int) -> None:
         # A version is evaluated before its checkpoint is written; version 0 has no checkpoint.
@@ -431,9 +434,8 @@ def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
       algorithm: of RLHF, which this job does not use.
     """
     del algorithm
-    sft_params = sft.run(workspace, stages.sft)
+    sft_params = workspace.held(sft.run(workspace, stages.sft))
     comparisons_stage.run(workspace, stages.comparisons, sft_params)
-    sft_params = workspace.held(sft_params)
     run(workspace, stages, sft_params)
     workspace.metrics.close()
     if distributed.is_first():

@@ -93,7 +93,8 @@ def best_of_n(workspace: Workspace, stages: Stages, sft_params: Params, reward: 
     began = time.perf_counter()
     workspace.metrics.resume(BEST_OF_N, 0)
     evaluator = Evaluator(workspace, stages.evaluate, sft_params, learned_scores(reward))
-    for line in best_of_n_line(evaluator, sft_params, stages.best_of_n, stages.best_of_n_prompts):
+    held = evaluator.reference_params
+    for line in best_of_n_line(evaluator, held, stages.best_of_n, stages.best_of_n_prompts):
         workspace.metrics.write("evaluate", 0, line, time.perf_counter() - began, of=BEST_OF_N)
     workspace.metrics.write_timing(BEST_OF_N, activity.timings_since(began))
 
@@ -118,12 +119,12 @@ def every_version(workspace: Workspace, stages: Stages) -> Iterator[tuple[int, F
     """
     evaluator = evaluator_of(workspace, stages)
     try:
-        first = rlhf.first_policy(workspace, evaluator.reference_params)
+        first = workspace.held(rlhf.first_policy(workspace, evaluator.reference_params))
         yield 0, evaluator.evaluate(first, stages.evaluate.num_prompts)[0]
     except MissingInput as error:
         say(f"version 0 is not evaluated: {error}")
     for version in rlhf.versions(workspace):
-        params, _ = rlhf.load(workspace, version)
+        params = workspace.held(rlhf.load(workspace, version)[0])
         yield version, evaluator.evaluate(params, stages.evaluate.num_prompts)[0]
 
 
@@ -132,7 +133,9 @@ def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     the figures.
     """
     del algorithm
-    params, version = rlhf.load(workspace)
+    loaded, version = rlhf.load(workspace)
+    params = workspace.held(loaded)
+    del loaded  # of which only what is held stays
     figures, _ = evaluator_of(workspace, stages).evaluate(params, stages.evaluate.num_prompts)
     print(f"policy after {version} updates, {stages.evaluate.num_prompts} held-out prompts:")
     for name, value in figures.items():

@@ -21,12 +21,11 @@ def before_rlhf(workspace: Workspace, stages: Stages) -> tuple[Params, Reward]:
       workspace: of the run.
       stages: the settings of every stage.
     """
-    sft_params = sft.run(workspace, stages.sft)
+    sft_params = workspace.held(sft.run(workspace, stages.sft))
     if stages.learned:
         if reward_model.needs_comparisons(workspace):
             comparisons_stage.run(workspace, stages.comparisons, sft_params)
         reward_model.run(workspace, stages.reward_model, sft_params)
-    sft_params = workspace.held(sft_params)
     return sft_params, rlhf.make_reward(workspace, stages)
 
 

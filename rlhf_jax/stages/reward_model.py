@@ -15,7 +15,7 @@ from flax import struct
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.common.adapters import join
 from rlhf_jax.models.common.linear import reducing_gradients
-from rlhf_jax.models.common.rounding import held
+from rlhf_jax.models.common.rounding import held, is_rounded
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.losses import pairwise_logistic
 from rlhf_jax.ops.once import bound
@@ -138,42 +138,39 @@ def needs_comparisons(workspace: Workspace) -> bool:
     return not workspace.pretrained.reward_model and owner(workspace) is workspace
 
 
-def run(workspace: Workspace, config: Config, sft_params: Params) -> tuple[Params, Standard]:
-    """Trains, or reads what an earlier run trained.
+def run(workspace: Workspace, config: Config, sft_params: Params) -> None:
+    """Trains the reward model and measures its unit, unless an earlier run did.
 
     Args:
       workspace: of the run.
       config: of the stage.
-      sft_params: that the reward model begins from, and of the policy whose samples set its unit.
-
-    Returns the reward model's params and its unit.
+      sft_params: of the policy whose samples set the unit, held (`Workspace.held`) or not. The
+        reward model begins from them in float32, and reads them again where they are rounded.
     """
     measured = distributed.agree(standard_path(owner(workspace)).exists())
     if measured and (workspace.pretrained.reward_model or owner(workspace) is not workspace):
-        return load(workspace)
+        return
     if workspace.pretrained.reward_model:
         with lock.hold(workspace.directory):
-            return _measure_published(workspace, config, sft_params)
+            _measure_published(workspace, config, sft_params)
+        return
     stage = supervised_stage(workspace, config)
     begin = stage.newest_state()
     if measured and begin is not None and begin[0] == config.num_updates:
         stage.checkpoints.close()
-        return stage.params(begin[1]), read_standard(workspace)
+        return
     with lock.hold(workspace.directory):
         if measured:
             set_standard_aside(workspace, stage.checkpoints, config.num_updates)
-        return _train(stage, config, sft_params, begin)
+        _train(stage, config, sft_params, begin)
 
 
-def _measure_published(
-    workspace: Workspace, config: Config, sft_params: Params
-) -> tuple[Params, Standard]:
-    """The params of `pretrained.reward_model`, and their unit."""
-    began = time.perf_counter()
-    params = pretrained_models.load_classifier(
-        workspace.pretrained.reward_model, workspace.reward_network, workspace.mesh
-    )
-    return params, finish(workspace, config, params, sft_params, {}, began)
+def _measure_published(workspace: Workspace, config: Config, sft_params: Params) -> None:
+    """Measures the unit of `pretrained.reward_model`."""
+    began, network = time.perf_counter(), workspace.reward_network
+    path = workspace.pretrained.reward_model
+    params = held(network, pretrained_models.load_classifier(path, network, workspace.mesh))
+    finish(workspace, config, params, sft_params, {}, began)
 
 
 def _train(
@@ -181,8 +178,8 @@ def _train(
     config: Config,
     sft_params: Params,
     begin: tuple[int, TrainState] | None,
-) -> tuple[Params, Standard]:
-    """The rest of the stage's updates, and what it measures."""
+) -> None:
+    """Makes the rest of the stage's updates, and measures the reward model and its unit."""
     workspace, began = stage.workspace, time.perf_counter()
     workspace.record(STAGE)
     pairs = encode(workspace, comparisons_stage.read(workspace, "train"))
@@ -202,23 +199,26 @@ def _train(
         out_shardings=stage.shardings,
     )
 
+    def init() -> TrainState:
+        # Training begins in float32; what is held is rounded.
+        return first_state(sft.load(workspace) if is_rounded(sft_params) else sft_params)
+
     def rows(update: int) -> Pairs:
         index_U = comparisons_stage.pairs_of_update(workspace.seed, num_pairs, batch, update)
         return place(take(pairs, index_U), workspace)
 
     state = stage.train(
         begin,
-        init=lambda: first_state(sft_params),
+        init=init,
         rows=rows,
         objective=bound(objective, workspace.value_model),
         aggregation="pair",
         unit_rows=2,
     )
-    params = stage.params(state)
+    params = held(workspace.reward_network, stage.params(state))
+    del state  # what follows only scores: the optimizer is not kept for it
     accuracy = heldout_accuracy(workspace, params, batch)
-    return params, finish(
-        workspace, config, params, sft_params, {"heldout_accuracy": accuracy}, began
-    )
+    finish(workspace, config, params, sft_params, {"heldout_accuracy": accuracy}, began)
 
 
 def finish(
@@ -228,8 +228,17 @@ def finish(
     sft_params: Params,
     figures: dict[str, float],
     began: float,
-) -> Standard:
-    """Measures the reward's unit, and writes it and the stage's figures."""
+) -> None:
+    """Measures the reward's unit, and writes it and the stage's figures.
+
+    Args:
+      workspace: of the run.
+      config: of the stage.
+      params: of the reward model, as they are held where no update changes them.
+      sft_params: of the policy that samples.
+      figures: of the stage that are known.
+      began: seconds of `time.perf_counter`.
+    """
     measured = measure_standard(workspace, params, sft_params, config.standardize_prompts)
     figures = figures | {"raw_mean": measured.mean, "raw_std": measured.std}
     workspace.metrics.write(
@@ -240,7 +249,6 @@ def finish(
     # The last file of the stage: with it and the last checkpoint the stage has ended.
     replace(standard_path(workspace), json.dumps(asdict(standard)).encode())
     distributed.barrier()
-    return standard
 
 
 def load(workspace: Workspace) -> tuple[Params, Standard]:
@@ -285,7 +293,7 @@ def job(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> None:
     of `pretrained.sft`, and comparisons, which are made first where they are not there.
     """
     del algorithm
-    sft_params = sft.load(workspace)
+    sft_params = workspace.held(sft.load(workspace))
     if needs_comparisons(workspace):
         comparisons_stage.run(workspace, stages.comparisons, sft_params)
     run(workspace, stages.reward_model, sft_params)

@@ -137,3 +137,17 @@ def test_float32_gradients_are_counted():
     )
     gradients = wide.costs.state_bytes("policy", placement) / 3
     assert rounded.excess - wide.excess == pytest.approx(gradients)
+
+
+def test_the_sft_policy_is_counted_where_it_is_held_beside_the_training():
+    """It sets the reward's unit and is the reference of DPO: 2 bytes a param, of 12 of the state."""
+    found = updates(80e9, model={"dtype": "bfloat16"})
+    policy = found["dpo"].costs.shapes["policy"].num_params
+    assert found["sft"].beside == 0
+    assert found["dpo"].beside == 2 * policy
+    assert found["reward_model"].beside == pytest.approx(2 * policy, rel=0.01)
+    of_dpo = found["dpo"]
+    state = of_dpo.used(of_dpo.mesh).resident_bytes
+    assert state == 12 * policy
+    working = of_dpo.used(of_dpo.mesh).working_bytes
+    assert of_dpo.excess == 14 * policy + working - of_dpo.costs.device_bytes

@@ -34,6 +34,10 @@ TRAIN: dict[Name, Call] = {
     "dpo": Call("train_policy", "policy", "train", (), ()),
 }
 """The call that stands for a stage's update: a reward model reads a score for each row."""
+HOLD_SFT_POLICY = ("reward_model", "dpo")
+"""Stages that hold the SFT policy while they train: its samples set the reward's unit, and it is the
+reference of DPO. It has as many params as the model that is trained.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Update:
     stage: Name
     costs: AnalyticCostModel
     mesh: Placement  # devices and shape, with the micro-batches and the remat of the config
-    beside: float = 0.0  # bytes of a device that stay there, the trained state apart
+    beside: float = 0.0  # bytes of a device that frozen models take there
 
     def used(self, placement: Placement) -> Option:
         """Bytes and seconds under a number of micro-batches and remat."""
@@ -128,8 +132,8 @@ def update(
     shape = replace(shape, copy_bytes=shape.compute_bytes)
     costs = AnalyticCostModel(device, len(placement.devices), {role: shape}, work)
     placement = replace(placement, num_micro_batches=settings.num_micro_batches, remat=shape.remat)
-    reference = costs.params_bytes(role, placement) if stage == "dpo" else 0.0
-    return Update(stage, costs, placement, reference)
+    frozen = costs.params_bytes(role, placement) if stage in HOLD_SFT_POLICY else 0.0
+    return Update(stage, costs, placement, frozen)
 
 
 def chosen(

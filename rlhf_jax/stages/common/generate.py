@@ -83,7 +83,7 @@ def side_by_side(
 
     found = {}
     try:
-        sft_params = sft.load(workspace)
+        sft_params = workspace.held(sft.load(workspace))
         found[SFT_POLICY] = completions(sft_params)
     except MissingInput as error:
         if version == 0:
@@ -91,10 +91,10 @@ def side_by_side(
         say(f"the {SFT_POLICY} does not answer: {error}")
         sft_params = None
     if version:
-        params, _ = rlhf.load(workspace, version)
+        params = workspace.held(rlhf.load(workspace, version)[0])
     else:
         assert sft_params is not None  # version 0 needs it, and has raised
-        params = rlhf.first_policy(workspace, sft_params)
+        params = workspace.held(rlhf.first_policy(workspace, sft_params))
     return found | {f"version {version}": completions(params)}
 
 
