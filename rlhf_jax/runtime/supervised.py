@@ -25,6 +25,8 @@ def newest_state(
     """The newest readable checkpoint of a stage, as its number of updates and its state; None for a
     stage without a checkpoint; collective.
 
+    Of a stage that has made all of its updates the optimizer is not read: `opt_state` is ().
+
     Args:
       checkpoints: of the stage.
       shapes: of its state.
@@ -41,9 +43,15 @@ def newest_state(
             f"{num_updates}: it was made with another "
             f"config; accepted: {stage}.num_updates={newest}, or a directory without it"
         )
-    return checkpoints.newest(
-        lambda step: checkpoints.restore(step, abstract_like(shapes, shardings))
-    )
+    whole = abstract_like(shapes, shardings)
+
+    def read(step: int) -> TrainState:
+        if step < num_updates:
+            return checkpoints.restore(step, whole)
+        wanted = {"step": whole.step, "params": whole.params}
+        return TrainState(**checkpoints.restore_part(step, wanted), opt_state=())  # type: ignore[arg-type]
+
+    return checkpoints.newest(read)
 
 
 def train(

@@ -5,10 +5,12 @@ the finished ones.
 import json
 import shutil
 
+import jax
 import pytest
 
 from rlhf_jax import build
 from rlhf_jax.cli import export as export_command
+from rlhf_jax.records.checkpoints import Checkpoints
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.stages import reward_model, sft
 from tests.stages import runs
@@ -52,6 +54,36 @@ def other_unit(run):
 
 
 LOST = pytest.mark.parametrize("lose", [remove, damage, spoil])
+
+
+def test_only_params_of_a_finished_stage_are_read(run, monkeypatch):
+    """Of one that has updates left the optimizer is read, too."""
+    read: dict[str, set[str]] = {}
+    for name in ("restore", "restore_part"):
+        monkeypatch.setattr(Checkpoints, name, recording(getattr(Checkpoints, name), read))
+    for stage in ("sft", "reward_model"):
+        read.clear()
+        runs.run(run, job=stage, **SETTINGS)
+        assert read[stage] == {"step", "params"}
+        remove(run, stage)
+        read.clear()
+        runs.run(run, job=stage, **SETTINGS)
+        assert read[stage] == {"step", "params", "opt_state"}
+
+
+def recording(restore, read):
+    """A function that restores, and notes the parts of the state that it is asked for by stage."""
+
+    def asked(checkpoints, step, abstract):
+        parts = {jax.tree_util.keystr(path[:1]).strip(".[']") for path in paths(abstract)}
+        read.setdefault(checkpoints.directory.name, set()).update(parts)
+        return restore(checkpoints, step, abstract)
+
+    return asked
+
+
+def paths(tree):
+    return [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
 @LOST
