@@ -1,7 +1,10 @@
 """The two places that figures go to say the same, before and after a resume."""
 
 import math
+import signal
 import struct
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -24,13 +27,15 @@ IDENTITY = Identity(
 
 def events(directory: Path) -> list[Event]:
     """Records of a run's event files, as TensorBoard reads them: length (8), checksum (4), data,
-    checksum (4).
+    checksum (4). The rest of a file is not read after a torn one.
     """
     found = []
     for path in sorted(directory.glob("events*")):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
+            if len(data) < 16 + length:
+                break
             found.append(Event.FromString(data[12 : 12 + length]))
             data = data[16 + length :]
     return found
@@ -131,6 +136,124 @@ def test_events_that_a_kill_lost_are_written_again(tmp_path: Path) -> None:
     with with_tensorboard(tmp_path) as writer:
         writer.resume("rlhf", 2)
     assert shown(tmp_path / "tensorboard" / "rlhf") == {"rlhf/loss": [(0, 3.0), (1, 5.0)]}
+
+
+def num_written(directory: Path) -> int:
+    """Lines that all event files of a series hold together, also those that are dropped."""
+    return sum(event.HasField("summary") for event in events(directory))
+
+
+def tell_rlhf(directory: Path, updates: range, evaluations: range, loss: float = 0.0) -> Path:
+    """A process that goes on at the first of these updates, if it is not 0, and ends."""
+    with with_tensorboard(directory) as writer:
+        if updates.start:
+            writer.resume("rlhf", updates.start)
+        for update in updates:
+            writer.write("rlhf", update, {"loss": loss + update, "kl": math.nan}, seconds=update)
+        for version in evaluations:
+            writer.write("evaluate", version, {"kl": loss + version}, of="rlhf")
+    return directory / "tensorboard"
+
+
+def test_a_resumed_run_writes_only_what_its_event_files_lack(tmp_path: Path) -> None:
+    written = tell_rlhf(tmp_path, range(5), range(1, 3))
+    for _ in range(2):
+        tell_rlhf(tmp_path, range(5, 5), range(0))
+    assert (num_written(written / "rlhf"), num_written(written / "evaluate_rlhf")) == (5, 2)
+    tell_rlhf(tmp_path, range(5, 8), range(0))
+    assert (num_written(written / "rlhf"), num_written(written / "evaluate_rlhf")) == (8, 2)
+    assert shown(written / "rlhf")["rlhf/loss"] == [(step, step) for step in range(8)]
+
+
+def test_a_run_that_is_cut_back_drops_what_it_makes_again(tmp_path: Path) -> None:
+    """To a checkpoint before the last one. Updates with the same figures are not written again."""
+    written = tell_rlhf(tmp_path, range(6), range(1, 7))
+    tell_rlhf(tmp_path, range(3, 4), range(0))  # stopped before it is as far again
+    assert shown(written / "rlhf")["rlhf/loss"] == [(step, step) for step in range(4)]
+    assert shown(written / "evaluate_rlhf")["evaluate/kl"] == [(1, 1.0), (2, 2.0)]
+    assert num_written(written / "rlhf") == 6
+    tell_rlhf(tmp_path, range(2, 5), range(4, 5), loss=10.0)
+    of_step = [(0, 0.0), (1, 1.0), (2, 12.0), (3, 13.0), (4, 14.0)]
+    assert shown(written / "rlhf")["rlhf/loss"] == of_step
+    assert num_written(written / "rlhf") == 9
+    assert shown(written / "evaluate_rlhf")["evaluate/kl"] == [(1, 1.0), (4, 14.0)]
+
+
+def test_lines_of_one_step_are_told_apart(tmp_path: Path) -> None:
+    """As those of best-of-n: the second of three is lost, and the first is not dropped with it."""
+    for lost in (True, False):
+        with with_tensorboard(tmp_path) as writer:
+            if not lost:
+                writer.resume("best_of_n", 1, evaluations_from=1)
+            for n in (1.0, 2.0, 4.0) if lost else ():
+                writer.write("evaluate", 0, {"n": n}, of="best_of_n")
+        if lost:
+            lines = writer.path.read_text().splitlines(keepends=True)
+            writer.path.write_text("".join([lines[0], lines[2]]))
+    found = shown(tmp_path / "tensorboard" / "evaluate_best_of_n")["evaluate/n"]
+    assert found == [(0, 1.0), (0, 4.0)]
+
+
+def test_a_torn_event_is_written_again(tmp_path: Path) -> None:
+    written = tell_rlhf(tmp_path, range(3), range(0))
+    (file,) = (written / "rlhf").iterdir()
+    file.write_bytes(file.read_bytes()[:-5])
+    assert shown(written / "rlhf")["rlhf/loss"] == [(0, 0.0), (1, 1.0)]
+    tell_rlhf(tmp_path, range(3, 4), range(0))
+    assert shown(written / "rlhf")["rlhf/loss"] == [(step, step) for step in range(4)]
+    assert num_written(written / "rlhf") == 4
+
+
+def test_the_events_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    """It wrote the start of a session at step 0, and every line again."""
+    written = tell_rlhf(tmp_path, range(3), range(0))
+    tracker = tensorboard.make(tmp_path, IDENTITY)
+    writer = tracker._open("rlhf")
+    start = SessionLog(status=SessionLog.START)
+    writer.write_event(Event(step=0, session_log=start))
+    for step in range(3):
+        tracker.log("rlhf", step, {"loss": float(step), "kl": math.nan}, None)
+    tracker.close()
+    tell_rlhf(tmp_path, range(3, 4), range(0))
+    assert num_written(written / "rlhf") == 7
+    assert shown(written / "rlhf")["rlhf/loss"] == [(step, step) for step in range(4)]
+
+
+KILLED = """
+import os, signal, sys
+from functools import partial
+from rlhf_jax.records.metrics import MetricsWriter
+from rlhf_jax.records.trackers import tensorboard
+from rlhf_jax.records.trackers.api import Identity
+
+directory, begin, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+log = tensorboard.TensorBoard.log
+
+def killed(self, series, step, figures, seconds):
+    if step == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    log(self, series, step, figures, seconds)
+
+tensorboard.TensorBoard.log = killed
+make = partial(tensorboard.make, __import__("pathlib").Path(directory), Identity("run", {}, {}))
+writer = MetricsWriter(directory, lambda: {"tensorboard": make})
+writer.resume("rlhf", begin)
+for update in range(begin, 9):
+    writer.write("rlhf", update, {"loss": float(update)})
+"""
+
+
+def test_nothing_is_lost_by_kills_between_a_line_and_its_event(tmp_path: Path) -> None:
+    """SIGKILL once the line is on the disk, and again in the process that goes on from version 2."""
+    for begin, last in ((0, 3), (2, 5)):
+        killed = [sys.executable, "-c", KILLED, str(tmp_path), str(begin), str(last)]
+        assert subprocess.run(killed).returncode == -signal.SIGKILL
+    with with_tensorboard(tmp_path) as writer:
+        writer.resume("rlhf", 6)
+    lines = [(line["update"], line["loss"]) for line in read(writer.path)]
+    assert lines == [(step, step) for step in range(6)]
+    assert shown(tmp_path / "tensorboard" / "rlhf")["rlhf/loss"] == lines
+    assert num_written(tmp_path / "tensorboard" / "rlhf") == 6
 
 
 def test_two_processes_of_one_second_do_not_overwrite_each_other(

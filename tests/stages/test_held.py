@@ -29,7 +29,9 @@ SETTINGS = {
 
 def matrices(params) -> set[str]:
     """Dtypes of the params that products read."""
-    return {leaf.dtype.name for leaf in jax.tree.leaves(params) if leaf.ndim > 1 and WIDTH in leaf.shape}
+    return {
+        leaf.dtype.name for leaf in jax.tree.leaves(params) if leaf.ndim > 1 and WIDTH in leaf.shape
+    }
 
 
 def live_tables() -> set[str]:
@@ -81,7 +83,9 @@ def all_stages(directory: Path, patch: pytest.MonkeyPatch) -> tuple[list[str], d
         inner.setattr(Evaluator, "judge", judged)
         runs.run(directory, job="evaluate", **SETTINGS)
     workspace = build.of_directory(directory)[0]
-    answers = generate.side_by_side(workspace, None, Request(("review of the old inn . the staff was",)))
+    answers = generate.side_by_side(
+        workspace, None, Request(("review of the old inn . the staff was",))
+    )
     return [answer.text for texts in answers.values() for answer in texts], seen
 
 
