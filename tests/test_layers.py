@@ -61,7 +61,13 @@ FLOORS = {
         {"asynchronous"},
         {"inflight"},
     ),
-    "rlhf_jax.planner": ({"api"}, {"options", "costs"}, {"simulation", "compiled"}, {"search"}),
+    "rlhf_jax.planner": (
+        {"api"},
+        {"options", "costs"},
+        {"simulation", "compiled"},
+        {"search"},
+        {"problem"},
+    ),
 }
 """Inside a package: modules and sub-packages, the lowest floor first.
 

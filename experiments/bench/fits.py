@@ -15,18 +15,20 @@ from ml_collections import ConfigDict
 
 from experiments.studies.markdown import table
 from rlhf_jax import build
-from rlhf_jax.building.components import stages
+from rlhf_jax.building.components import gold_beside, stages
 from rlhf_jax.cli import config_files
 from rlhf_jax.config import fill
 from rlhf_jax.planner.costs import hardware
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.planner.options import option
+from rlhf_jax.planner.problem import Problem
 from rlhf_jax.planner.simulation import plan_memory
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.stages.api import Lengths
 from rlhf_jax.stages.checks import supervised_memory
+from rlhf_jax.stages.checks.settings import stages_of
 from rlhf_jax.stages.checks.supervised_memory import Update
-from rlhf_jax.stages.common.planning import Problem
+from rlhf_jax.stages.common import pretrained_models
 from rlhf_jax.types import Placement
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale" / "what_fits.md"
@@ -73,7 +75,9 @@ def _round(of: Problem) -> str:
     costs = of.formulas()
     chosen = [option(call, costs, plan.placements[call.name]) for call in of.calls]
     used = max(plan_memory.by_device(of.calls, chosen, of.work.live_versions, of.num_devices))
+    used += costs.held_bytes
     seconds = of.expected(plan).simulation.seconds_per_round
+    seconds += 0.0 if of.gold is None else of.gold_seconds().of_each_round
     return f"{used / 1e9:.1f} GB, {seconds:.3g} s; {_parts(plan.placements['train_policy'])}"
 
 
@@ -82,6 +86,10 @@ def updates(config: ConfigDict, kinds: Sequence[tuple[Hardware, int]]) -> list[U
     lengths = fill(Lengths, config.to_dict()["lengths"], "lengths")
     settings, model = stages(config.to_dict()), build.planned_model(config)
     shape = supervised_memory.trained_shape(config.job, model)
+    pretrained = fill(pretrained_models.Config, config.to_dict()["pretrained"], "pretrained")
+    names = stages_of(config.job, settings, pretrained)
+    gold = gold_beside(config.to_dict(), settings, lengths)
+    gold = supervised_memory.gold_of(config.job, names, gold)
     return [
         supervised_memory.update(
             config.job,
@@ -90,6 +98,7 @@ def updates(config: ConfigDict, kinds: Sequence[tuple[Hardware, int]]) -> list[U
             lengths,
             device,
             Placement(_whole(count).devices, _whole(count).mesh_shape),
+            gold,
         )
         for device, count in kinds
     ]
@@ -100,7 +109,7 @@ def _supervised(update: Update) -> str:
     if found is None:
         return "no"
     used = update.used(found)
-    bytes_ = used.working_bytes + used.resident_bytes + update.beside
+    bytes_ = used.working_bytes + used.resident_bytes + update.beside + update.costs.held_bytes
     return f"{bytes_ / 1e9:.1f} GB, {used.seconds:.3g} s; {_parts(found)}"
 
 
@@ -135,8 +144,9 @@ reward model and state are sharded over `fsdp`; sampling and scoring have the me
 
 **By formula**: nothing here was compiled or measured. The formulas are held beside XLA's own figures in
 `tests/planner/test_analytic.py`, and were chosen to err to the safe side. The folders of models need not
-be there: recipes name published shapes (`pretrained.policy_shape`, `pretrained.reward_model_shape`). The
-gold model is not counted. T4 has no bfloat16 units; its seconds are of float32.
+be there: recipes name published shapes (`pretrained.policy_shape`, `pretrained.reward_model_shape`,
+`pretrained.gold_shape`). The gold model of TL;DR's rounds and comparisons is counted, and its seconds in
+evaluations, in the mean over rounds. T4 has no bfloat16 units; its seconds are of float32.
 
 The table is written by `python -m experiments.bench.fits`.
 

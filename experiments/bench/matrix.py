@@ -14,6 +14,7 @@ stopped command goes on where it was. `matrix_page.py` writes the page.
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.devices import topology
+from rlhf_jax.planner.problem import Problem
 
 RESULTS = Path(__file__).parent / "results"
 INDEX, FIGURES = RESULTS / "compile_matrix.json", RESULTS / "compile_matrix.jsonl"
@@ -129,16 +131,23 @@ def config_of(case: Case, plan: str | None = None) -> Any:
     return run.parse(["", f"--config={case.config}", *given])
 
 
+def problem_of(case: Case) -> Problem:
+    """A case as the planner sees it, without its gold model, which is no call that is compiled."""
+    from rlhf_jax import build
+    from rlhf_jax.planner.costs import hardware
+
+    found = build.problem(config_of(case), hardware.find(case.device), case.num_devices)
+    return dataclasses.replace(found, gold=None)
+
+
 def plan_of(case: Case) -> tuple[str, dict[str, int]]:
     """The plan that `plan=fit` chooses for the whole models, and the layers of each role."""
     _devices(case)  # as many as are needed, before others ask for one
-    from rlhf_jax import build
     from rlhf_jax.devices.placement import text_of
-    from rlhf_jax.planner.costs import hardware
     from rlhf_jax.types import Placement
 
     count = case.num_devices
-    problem = build.problem(config_of(case), hardware.find(case.device), count)
+    problem = problem_of(case)
     plan = problem.fit(Placement(tuple(range(count)), (1, count, 1)))
     roles = {call.role for call in problem.calls}
     return text_of(plan), {role: problem.shapes[role].num_layers for role in sorted(roles)}

@@ -23,7 +23,9 @@ from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.corrections import Correction, resolve
 from rlhf_jax.ops.once import once
 from rlhf_jax.ops.policy_gradient.advantages import RUN_SEED
+from rlhf_jax.planner.costs.gold import Gold
 from rlhf_jax.planner.costs.hardware import Hardware
+from rlhf_jax.planner.problem import Problem
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards.common.nodes import reward_configs, reward_nodes
 from rlhf_jax.run_directory import environment
@@ -256,7 +258,7 @@ def planned_model(config: ConfigDict) -> Model:
 
 def problem(
     config: ConfigDict, device: Hardware, num_devices: int, completion_lengths: Sequence[int] = ()
-) -> planning.Problem:
+) -> Problem:
     """The planning problem of a config's RLHF stage; its devices and its models' folders need not
     exist here.
 
@@ -288,7 +290,21 @@ def problem(
         completion_lengths,
         fill(adapters.Config, values["lora"], "lora"),
         bool(values["pretrained"]["reward_model"]),
+        gold_beside(values, settings, lengths),
     )
+
+
+def gold_beside(values: dict[str, Any], settings: Stages, lengths: Lengths) -> Gold | None:
+    """The gold model of a config as a plan needs it: see `planning.gold_beside`.
+
+    Args:
+      values: of the config.
+      settings: of its stages.
+      lengths: of its prompts and completions.
+    """
+    pretrained = fill(pretrained_models.Config, values["pretrained"], "pretrained")
+    on = fill(mesh.Config, values["mesh"], "mesh")
+    return planning.gold_beside(pretrained, settings, lengths, on)
 
 
 def networks(config: ConfigDict, settings: Stages) -> tuple[Model, ValueModel | None]:

@@ -12,7 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax.building.components import algorithm, networks, resolve_auto, stages
+from rlhf_jax.building.components import (
+    algorithm,
+    gold_beside,
+    networks,
+    resolve_auto,
+    stages,
+)
 from rlhf_jax.building.validation import check_values
 from rlhf_jax.config import fill
 from rlhf_jax.devices import distributed, mesh
@@ -21,6 +27,7 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import adapters, rounding
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.planner.costs import hardware
+from rlhf_jax.planner.problem import Problem
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.rewards import learned
 from rlhf_jax.rewards.common.terms import is_plain, parse
@@ -57,7 +64,7 @@ class Shaped:
     """
 
     program: Program
-    problem: planning.Problem
+    problem: Problem
     notices: tuple[str, ...]
 
 
@@ -87,9 +94,11 @@ def shaped(config: ConfigDict, devices: Sequence[Device], num_layers: int = 0) -
     lengths = fill(Lengths, values["lengths"], "lengths")
     kind = hardware.lookup(devices[0])
 
-    def planned(model: Model, network: ValueModel | None) -> planning.Problem:
+    gold = gold_beside(values, settings, lengths)
+
+    def planned(model: Model, network: ValueModel | None) -> Problem:
         of = settings.rlhf, chosen, lengths, model, network, kind, len(devices)
-        return planning.problem(*of)
+        return planning.problem(*of, gold=gold)
 
     problem = whole = planned(model, network)
     if num_layers:
@@ -109,7 +118,7 @@ def shaped(config: ConfigDict, devices: Sequence[Device], num_layers: int = 0) -
     return Shaped(program, problem, tuple(notices))
 
 
-def _plan(settings: Stages, problem: planning.Problem, on: Mesh) -> tuple[str, str]:
+def _plan(settings: Stages, problem: Problem, on: Mesh) -> tuple[str, str]:
     """The text of the plan that a config lets be chosen, and a sentence about it."""
     fits = settings.plan == planning.FIT
     if fits and problem.hardware.shared_throughput:

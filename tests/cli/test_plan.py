@@ -18,6 +18,7 @@ from rlhf_jax.stages.settings.rlhf import check_placements
 
 QUICKSTART = "--config=configs/quickstart.py:algorithm=ppo"
 TLDR = "--config=configs/tldr/ppo.py"
+NO_GOLD = "--config.pretrained.gold="
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,21 @@ REFUSED = [
     ([TLDR, "--hardware=h100", "--profile"], "times the devices at hand"),
     ([TLDR, "--hardware=h100", "--devices=2", "--lengths=nowhere"], "ledger.jsonl is missing"),
     ([TLDR, "--hardware=h100", "--devices=12"], "12 devices do not make whole hosts of 8"),
-    ([f"{TLDR}:size=2.8b", "--hardware=tpu-v5e"], "no plan fits on 1 device of 14.7 GB"),
+    ([f"{TLDR}:size=2.8b", "--hardware=tpu-v5e", NO_GOLD], "no plan fits on 1 device of 14.7 GB"),
+    (
+        [f"{TLDR}:size=2.8b", "--hardware=tpu-v5e"],
+        "the gold model takes 13.3 GB of each device, and 7.52 GB while it scores 64 rows "
+        "(pretrained.gold_rows_per_batch); in what it leaves no plan fits on 1 device of 1.42 GB",
+    ),
+    (
+        [TLDR, "--hardware=tpu-v5e", "--config.pretrained.gold_dtype=float32"],
+        "in what it leaves no plan fits on 1 device of 0 GB",
+    ),
+    (
+        [TLDR, "--hardware=h100", "--config.pretrained.gold_shape="],
+        "the gold model's folder 'models/tldr-6.9b-reward' is not here; "
+        "--config.pretrained.gold_shape=FAMILY/PRESET",
+    ),
     (
         [TLDR, "--hardware=tpu-v5e", "--devices=2", "--config.plan=train_policy: 0; others: 1"],
         "does not fit on device",
@@ -100,6 +115,29 @@ def test_what_cannot_be_planned_is_one_line(capsys, tmp_path, arguments, words):
     assert err.count("\n") == 1
     assert words in err, err
     assert not (tmp_path / "plan.png").exists()
+
+
+def test_a_gold_model_is_told_beside_the_rounds(capsys, tmp_path):
+    """Its 6.65 B params in bfloat16, over two devices; and its seconds, of each round in the mean."""
+    asked = TLDR, "--devices=2", "--hardware=h100", "--config.rlhf.ledger_gold=True"
+    outputs = []
+    for more in ((), (NO_GOLD,)):
+        status, out, err = planned(capsys, tmp_path, *asked, *more)
+        assert (status, err) == (0, "")
+        outputs.append(out)
+    told, without = outputs
+    assert "gold" not in without.partition("picture:")[0]
+    heading = told.partition(" x ")[2].partition(";")[2]
+    assert ", gold 6.65B;" in heading
+    first, second = (line for line in told.splitlines() if line.startswith("gold "))
+    assert first.startswith("gold model: 6.65 GB of a device stay beside that, ")
+    plain = next(line for line in told.splitlines() if "s a round; devices hold up to" in line)
+    seconds, gigabytes = float(plain.split()[0]), float(plain.split("up to ")[1].split()[0])
+    assert float(first.split(", ")[1].split()[0]) == pytest.approx(gigabytes + 6.65, abs=0.2)
+    of_round, of_evaluation = (float(part.split(" s")[0]) for part in second.split(" in ")[1:])
+    assert float(second.rpartition(": ")[2].split()[0]) == pytest.approx(
+        seconds + of_round + of_evaluation / 64, rel=0.01
+    )
 
 
 def test_lengths_of_a_run_shorten_the_round(capsys, tmp_path):

@@ -15,13 +15,19 @@ from configs import quickstart
 from rlhf_jax import build
 from rlhf_jax.cli import evaluate as evaluate_command
 from rlhf_jax.cli import export as export_command
+from rlhf_jax.devices import memory, placement
 from rlhf_jax.models import gpt_neox, llama
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.planner.costs import hardware
+from rlhf_jax.planner.simulation.plan_memory import gigabytes
 from rlhf_jax.pretrained import export
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.stages import comparisons, pipeline, reward_model, rlhf, sft
-from rlhf_jax.stages.common import pretrained_models
+from rlhf_jax.stages.checks import supervised_memory
+from rlhf_jax.stages.common import planning, pretrained_models
 from rlhf_jax.stages.lora import base
+from rlhf_jax.stages.settings.stages import DPOConfig
+from rlhf_jax.types import Placement
 from tests.models.families import random_params
 
 NEOX = gpt_neox.Config(158, 16, 1, 2, 32, rotary_fraction=1.0)
@@ -354,3 +360,88 @@ def test_a_reward_model_of_too_few_tokens(folders, tmp_path):
         build.prepare(
             tiny_config(tmp_path / "run", sft=folders / "policy", reward_model=tmp_path / "small")
         )
+
+
+def with_gold(folders, tmp_path, **changed):
+    """A config with published models, gold in float32 on two shards."""
+    named = {"sft": "policy", "reward_model": "reward", "gold": "gold"}
+    config = tiny_config(tmp_path / "run", **{key: folders / name for key, name in named.items()})
+    config.mesh.fsdp = 2
+    config.update_from_flattened_dict(changed)
+    return config
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_plan_counts_gold_as_the_check_at_the_start_does(folders, tmp_path, dtype):
+    """And its params are those that the judge holds on each device, to the byte in float32."""
+    config = with_gold(folders, tmp_path, **{"pretrained.gold_dtype": dtype})
+    h100, num_devices = hardware.TABLE["h100"], len(jax.devices())
+    planned = build.problem(config, h100, num_devices)
+    workspace, stages, algorithm = build.parts(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardware, "lookup", lambda _: h100)
+        of_run = planning.of_run(workspace, stages, algorithm)
+    assert planned == dataclasses.replace(of_run, hosts=0)
+    assert planned.formulas() == of_run.formulas()
+    params = workspace._gold_model._compiled.args[0]
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+    held = max(memory.bytes_by_device(params, shardings).values())
+    assert planned.formulas().held_bytes == pytest.approx(
+        held, rel=0 if dtype == "float32" else 0.03
+    )
+
+
+def test_what_gold_takes_is_missing_for_the_rounds(folders, tmp_path, monkeypatch):
+    """A device on which all fits but gold: the start of the run says so, and so does a plan."""
+    config = with_gold(folders, tmp_path)
+    h100 = hardware.TABLE["h100"]
+    whole = dataclasses.replace(build.problem(config, h100, 2), hosts=1)
+    trainer = Placement((0, 1), (1, 2, 1))
+    plan = dataclasses.replace(whole, gold=None).fit(trainer)
+    needed = max(dataclasses.replace(whole, gold=None).expected(plan).simulation.memory_bytes)
+    room = needed + 0.5 * whole.formulas().held_bytes
+    small = dataclasses.replace(h100, memory_bytes=room / h100.usable_memory)
+    monkeypatch.setattr(hardware, "lookup", lambda _: small)
+    workspace, stages, algorithm = build.parts(config)
+    stages = dataclasses.replace(stages, plan=placement.text_of(plan))
+    with pytest.raises(Refusal, match=r"^the gold model takes .+ of each device, and .+ while it"):
+        planning.check_memory(workspace, stages, algorithm)
+    without = dataclasses.replace(
+        workspace, pretrained=dataclasses.replace(workspace.pretrained, gold="")
+    )
+    assert planning.check_memory(without, stages, algorithm) == []
+
+
+def test_training_beside_a_gold_model_counts_it(folders, tmp_path, monkeypatch):
+    """DPO is evaluated by gold. A reward model's comparisons are ordered by it, or given."""
+    config = with_gold(folders, tmp_path, **{"pretrained.reward_model": ""})
+    workspace, stages, _ = build.parts(config)
+    stages = dataclasses.replace(stages, dpo=DPOConfig())
+    h100 = hardware.TABLE["h100"]
+    monkeypatch.setattr(hardware, "lookup", lambda _: h100)
+    held = planning.gold_of_run(workspace, stages).memory(h100, 2, 1)[0]
+
+    def bytes_of_gold(name, names):
+        return supervised_memory._here(name, workspace, stages, names).costs.held_bytes
+
+    everything = {"sft", "comparisons", "reward_model", "dpo"}
+    assert bytes_of_gold("dpo", everything) == bytes_of_gold("reward_model", everything) == held
+    assert bytes_of_gold("sft", everything) == 0
+    assert bytes_of_gold("reward_model", {"reward_model"}) == 0
+    small = dataclasses.replace(h100, memory_bytes=held)
+    monkeypatch.setattr(hardware, "lookup", lambda _: small)
+    told = supervised_memory._here("dpo", workspace, stages, everything).notice()
+    assert (
+        f"that stay there, and the gold model {gigabytes(held)}, of {gigabytes(0.92 * held)};"
+        in told
+    )
+
+
+def test_gold_has_the_same_scores_on_shards_of_rows_and_params(folders, tmp_path):
+    prompts = ["review of the old inn . the staff was"] * 3
+    texts = ["good .", "bad bad .", "a good"]
+    found = []
+    for fsdp in (1, 4):
+        config = with_gold(folders, tmp_path, **{"mesh.fsdp": fsdp})
+        found.append(build.parts(config)[0].gold(prompts, texts, [True, False, True]))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)

@@ -177,11 +177,14 @@ def collective(found: Sum) -> str:
 def verdict(shaped: Shaped, rows: Sequence[Row]) -> Iterator[str]:
     """A sentence for every call that does not fit beside what stays on a device, and what would.
 
-    What stays (states, frozen params, published versions) is the planner's figure.
+    What stays (states, frozen params, published versions, a gold model) is the planner's figure.
     """
     problem = shaped.problem
     placed = placements(shaped)
-    stays, room = problem.resident_bytes(Plan(placed)), problem.formulas().device_bytes
+    costs = problem.formulas()
+    stays = problem.resident_bytes(Plan(placed)) + costs.held_bytes
+    room = costs.device_bytes + costs.held_bytes
+    gold = f" (with {size(costs.held_bytes)} of the gold model)" if costs.held_bytes else ""
     too_large = False
     for found in rows:
         reading = found.reading
@@ -193,7 +196,7 @@ def verdict(shaped: Shaped, rows: Sequence[Row]) -> Iterator[str]:
             too_large = True
             yield (
                 f"{found.call} does not fit by {size(over)}: it needs "
-                f"{size(reading.working_bytes)} beside {size(stays)} that stay, of "
+                f"{size(reading.working_bytes)} beside {size(stays)} that stay{gold}, of "
                 f"{size(room)}"
             )
     try:

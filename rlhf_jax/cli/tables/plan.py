@@ -1,15 +1,18 @@
 """Prints and draws what the command `plan` found: a table, the next plans, one sentence of advice."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf_jax.dataflow import Loop
 from rlhf_jax.devices.placement import parse, text_of
 from rlhf_jax.planner.costs.measured import MeasuredCostModel
+from rlhf_jax.planner.costs.shapes import Shape
+from rlhf_jax.planner.problem import Problem
 from rlhf_jax.planner.search.search import Found, advice
+from rlhf_jax.planner.simulation.plan_memory import gigabytes
 from rlhf_jax.planner.simulation.simulate import Simulation
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.report.plots import gantt, style
-from rlhf_jax.stages.common.planning import Problem
 from rlhf_jax.types import Placement
 
 
@@ -17,13 +20,47 @@ def heading(problem: Problem) -> str:
     """Devices, models and work of a round in one line."""
     work = problem.work
     shapes = ", ".join(
-        f"{role} {shape.num_params / 1e9:.3g}B" for role, shape in problem.shapes.items()
+        f"{role} {shape.num_params / 1e9:.3g}B" for role, shape in _shapes(problem).items()
     )
     of_hosts = f"{problem.num_hosts} hosts of " if problem.num_hosts > 1 else ""
     return (
         f"{of_hosts}{problem.devices_of_host} x {problem.hardware.name}; {shapes}; {work.prompts_text} x "
         f"{work.samples_per_prompt} a round, {work.loop} loop, lag {work.lag}\n"
     )
+
+
+def _shapes(problem: Problem) -> Mapping[str, Shape]:
+    """The shapes of the roles, and of a gold model."""
+    return {**problem.shapes, **({"gold": problem.gold.shape} if problem.gold else {})}
+
+
+def beside_rounds(problem: Problem, simulation: Simulation) -> str:
+    """Two lines about the gold model that scores beside the rounds; "" without one.
+
+    Args:
+      problem: that was planned.
+      simulation: of the plan, whose figures are of the round's calls.
+    """
+    if problem.gold is None:
+        return ""
+    gold, costs, seconds = problem.gold, problem.formulas(), problem.gold_seconds()
+    whole = max(simulation.memory_bytes) + costs.held_bytes
+    each = simulation.seconds_per_round + seconds.of_each_round
+    of_round = f"the rows of a round in {seconds.of_round:.3g} s, " if gold.rows_per_round else ""
+    return (
+        f"gold model: {gigabytes(costs.held_bytes)} of a device stay beside that, "
+        f"{gigabytes(whole)} in all; it scores between the calls, with "
+        f"{gigabytes(costs.scoring_bytes)} beside what stays\n"
+        f"gold scores {of_round}an evaluation of {gold.rows_per_evaluation} rows in "
+        f"{seconds.of_evaluation:.3g} s: {each:.3g} s a round with it"
+    )
+
+
+def print_simulation(problem: Problem, simulation: Simulation) -> None:
+    """Prints the table of a plan, and what a gold model takes beside its rounds."""
+    print(gantt.table(simulation))
+    if text := beside_rounds(problem, simulation):
+        print(text)
 
 
 def show_written(problem: Problem, text: str, output: Path) -> None:
@@ -34,7 +71,7 @@ def show_written(problem: Problem, text: str, output: Path) -> None:
     everywhere = Placement(tuple(range(of_host)), (of_host, 1, 1))
     found = problem.expected(parse(text), everywhere)
     print(heading(problem))
-    print(gantt.table(found.simulation))
+    print_simulation(problem, found.simulation)
     draw(found.simulation, output)
 
 
@@ -68,7 +105,7 @@ def show(
 
     chosen = found.advised
     print(heading(problem))
-    print(gantt.table(chosen.simulation))
+    print_simulation(problem, chosen.simulation)
     if profile is not None and (missing := profile.missing(problem.calls, chosen.plan)):
         print(f"not measured, but by formulas: {', '.join(missing)}")
     print(f"\n{verdict(found)}")

@@ -30,6 +30,8 @@ class AnalyticCostModel:
     `cache_grows` False reads the whole cache every step, as `sampling.py` does; True the columns
     written so far, as paged engines do. `rows_stay`: passes over whole sequences bring params
     together under fsdp (`sharding.keeping_rows`), and do not sum what is between the layers.
+    `held_bytes` and `scoring_bytes` are of a model that scores between the calls: bytes of each
+    device that its params take, and that it needs while it scores.
     """
 
     hardware: Hardware
@@ -39,12 +41,14 @@ class AnalyticCostModel:
     optimizer_bytes: float = 8.0
     cache_grows: bool = False
     rows_stay: bool = True
+    held_bytes: float = 0.0
+    scoring_bytes: float = 0.0
     _parts: dict[tuple[str, str, Placement], Part] = field(default_factory=dict, repr=False)
 
     @property
     def device_bytes(self) -> float:
         """Memory of a device that a plan may use."""
-        return self.hardware.usable_memory * self.hardware.memory_bytes
+        return self.hardware.usable_memory * self.hardware.memory_bytes - self.held_bytes
 
     @property
     def shared_throughput(self) -> bool:
@@ -225,9 +229,11 @@ class AnalyticCostModel:
 
         The base of an adapter is counted here, with every call of a role on it. It is so counted
         once of a device, however many roles share it; a device that holds it in two layouts has
-        the larger one counted.
+        the larger one counted. A device never needs less than a model that scores between its
+        calls.
         """
-        return self.base_bytes(call.role, placement) + self._working_bytes(call, placement)
+        needed = self.base_bytes(call.role, placement) + self._working_bytes(call, placement)
+        return max(needed, self.scoring_bytes)
 
     def base_bytes(self, role: str, placement: Placement) -> float:
         """A role's params that no update changes; 0 where all are trained."""

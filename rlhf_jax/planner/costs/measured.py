@@ -106,7 +106,8 @@ class MeasuredCostModel:
     def working_bytes(self, call: Call, placement: Placement) -> float:
         key = f"{call_key(call, placement)} bytes"
         if key in self.known:
-            return self.known[key] + self.formulas.base_bytes(call.role, placement)
+            needed = self.known[key] + self.formulas.base_bytes(call.role, placement)
+            return max(needed, self.formulas.scoring_bytes)
         return self.formulas.working_bytes(call, placement)
 
     def params_bytes(self, role: str, placement: Placement) -> float:

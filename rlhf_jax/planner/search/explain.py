@@ -96,7 +96,7 @@ def why_none_fits(space: Space, costs_of: Callable[[int], CostModel] | None) -> 
     memory = space.costs.device_bytes
     alone = "alone " if needed > memory else ""
     return (
-        f"no plan fits on {devices} of {gigabytes(memory)}: {call.name} "
+        f"no plan fits on {devices} of {gigabytes(max(0.0, memory))}: {call.name} "
         f"{alone}needs {gigabytes(needed)} of "
         f"each device, at the least on {describe(placement)}" + _enough(space, costs_of)
     )

@@ -16,6 +16,7 @@ from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.planner.api import Workload
 from rlhf_jax.planner.costs import hardware
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
+from rlhf_jax.planner.costs.gold import Gold, beside
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.planner.costs.shapes import FULL, Shape, model_shape
 from rlhf_jax.planner.options import Option, option, variants
@@ -81,10 +82,12 @@ class Update:
             if found
             else "no number of micro-batches makes it fit: take more devices, or shorter rows"
         )
+        gold = f", and the gold model {gigabytes(self.costs.held_bytes)}"
+        room = self.costs.device_bytes + self.costs.held_bytes
         return (
             f"{self.stage} may not fit in memory: an update needs {gigabytes(needs.working_bytes)} "
-            f"of a device beside {gigabytes(self.beside + needs.resident_bytes)} that stay there, "
-            f"of {gigabytes(self.costs.device_bytes)}; {remedy}"
+            f"of a device beside {gigabytes(self.beside + needs.resident_bytes)} that stay there"
+            f"{gold if self.costs.held_bytes else ''}, of {gigabytes(room)}; {remedy}"
         )
 
 
@@ -106,6 +109,7 @@ def update(
     lengths: Lengths,
     device: Hardware,
     placement: Placement,
+    gold: Gold | None = None,
 ) -> Update:
     """An update of a stage.
 
@@ -117,6 +121,7 @@ def update(
       device: its memory and speed.
       placement: devices and mesh; the micro-batches are those of the stage's settings, and remat
         is what the shape says.
+      gold: a gold model that stays on the devices, see `gold_of`.
     """
     settings = getattr(stages, stage)
     pairs = getattr(settings, "pairs_per_update", 0)
@@ -131,9 +136,24 @@ def update(
     # Params that no update changes are held in the dtype of products.
     shape = replace(shape, copy_bytes=shape.compute_bytes)
     costs = AnalyticCostModel(device, len(placement.devices), {role: shape}, work)
+    if gold is not None:
+        costs = beside(costs, gold, 1)
     placement = replace(placement, num_micro_batches=settings.num_micro_batches, remat=shape.remat)
     frozen = costs.params_bytes(role, placement) if stage in HOLD_SFT_POLICY else 0.0
     return Update(stage, costs, placement, frozen)
+
+
+def gold_of(stage: Name, names: Collection[str], gold: Gold | None) -> Gold | None:
+    """The gold model where it is on the devices while a stage trains: it has relabelled or judged
+    the comparisons of the reward model's stage, and it judges the evaluations of DPO.
+
+    Args:
+      stage: that trains.
+      names: of the stages that the run has.
+      gold: of the run.
+    """
+    scores = {"sft": False, "reward_model": "comparisons" in names, "dpo": True}
+    return gold if scores[stage] else None
 
 
 def chosen(
@@ -156,7 +176,7 @@ def chosen(
             continue
         found = None
         if known and name in names:
-            found = _here(name, workspace, stages).fastest()
+            found = _here(name, workspace, stages, names).fastest()
         settings = replace(
             getattr(stages, name), num_micro_batches=found.num_micro_batches if found else 1
         )
@@ -172,12 +192,13 @@ def micro_batches(stages: Stages) -> dict[Name, int]:
     return {name: one.num_micro_batches for name, one in settings.items() if one is not None}
 
 
-def _here(name: Name, workspace: Workspace, stages: Stages) -> Update:
+def _here(name: Name, workspace: Workspace, stages: Stages, names: Collection[str]) -> Update:
     """A stage's update on the devices at hand."""
+    gold = gold_of(name, names, planning.gold_of_run(workspace, stages))
     mesh = places(stages.rlhf, workspace.mesh, "").placement("train_policy")
     device = hardware.lookup(jax.devices()[0])
     shape = trained_shape(name, workspace.model, workspace.lora)
-    return update(name, stages, shape, workspace.lengths, device, mesh)
+    return update(name, stages, shape, workspace.lengths, device, mesh, gold)
 
 
 def notices(workspace: Workspace, stages: Stages, names: Collection[str]) -> list[str]:
@@ -191,5 +212,5 @@ def notices(workspace: Workspace, stages: Stages, names: Collection[str]) -> lis
     """
     if distributed.several() or not planning.memory_is_known():
         return []
-    found = [_here(name, workspace, stages).notice() for name in TRAIN if name in names]
+    found = [_here(name, workspace, stages, names).notice() for name in TRAIN if name in names]
     return list(filter(None, found))

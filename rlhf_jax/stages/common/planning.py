@@ -4,30 +4,24 @@ profiled or not.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from rlhf_jax.dataflow import Call, Loop, calls_of
-from rlhf_jax.devices import distributed
-from rlhf_jax.devices.placement import OTHERS
+from rlhf_jax.dataflow import calls_of
+from rlhf_jax.devices import distributed, mesh
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.value_head import ValueModel
-from rlhf_jax.planner.api import CostModel, Workload
+from rlhf_jax.planner.api import Workload
 from rlhf_jax.planner.costs import hardware, measure
-from rlhf_jax.planner.costs.analytic import AnalyticCostModel
+from rlhf_jax.planner.costs.gold import Gold
 from rlhf_jax.planner.costs.hardware import Hardware
-from rlhf_jax.planner.costs.hosts import OnEveryHost
 from rlhf_jax.planner.costs.measured import MeasuredCostModel
-from rlhf_jax.planner.costs.shapes import FULL, Shape, held_shape, model_shape
-from rlhf_jax.planner.options import num_hosts, option
-from rlhf_jax.planner.search.fit import fit
-from rlhf_jax.planner.search.search import Candidate, Found, search
-from rlhf_jax.planner.simulation import plan_memory
-from rlhf_jax.planner.simulation.simulate import simulate
+from rlhf_jax.planner.costs.shapes import FULL, held_shape, model_shape
+from rlhf_jax.planner.problem import Problem
+from rlhf_jax.planner.search.search import Found
 from rlhf_jax.records import ledger
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards import learned
@@ -35,9 +29,10 @@ from rlhf_jax.runtime.program import Reward
 from rlhf_jax.runtime.spec import ProgramSpec
 from rlhf_jax.stages import rlhf
 from rlhf_jax.stages.api import Lengths, Workspace
+from rlhf_jax.stages.common import pretrained_models
 from rlhf_jax.stages.settings.rlhf import Config, places
 from rlhf_jax.stages.settings.stages import Stages
-from rlhf_jax.types import Algorithm, Placement, Plan
+from rlhf_jax.types import Algorithm, Plan
 
 SEARCH, FIT = "search", "fit"  # values of the key `plan` that a run replaces by a plan's text
 PROFILE = Path("runs/profile.json")
@@ -45,129 +40,6 @@ MAX_SEARCHES = 6
 """Searches among figures of which more are measured each time, until the best plan's are all
 measured.
 """
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A planning problem: the calls of a round, its workload, the roles' shapes, and the devices.
-
-    Devices that fill several hosts are planned as a run takes them: a placement is the same slice of
-    one host's devices on every host.
-    """
-
-    calls: tuple[Call, ...]
-    work: Workload
-    shapes: Mapping[str, Shape]
-    hardware: Hardware
-    num_devices: int
-    hosts: int = 0  # processes that share the devices; 0: as many as the hardware's hosts
-
-    @property
-    def devices_per_host(self) -> int:
-        return min(self.hardware.devices_per_host, self.num_devices)
-
-    @property
-    def num_hosts(self) -> int:
-        """Hosts that the devices fill. Raises Refusal if the devices are not whole hosts."""
-        return self.hosts or num_hosts(self.num_devices, self.devices_per_host)
-
-    @property
-    def devices_of_host(self) -> int:
-        """Devices that a placement may name."""
-        return self.num_devices // self.num_hosts
-
-    def _of_hosts(self, costs: CostModel) -> CostModel:
-        """Costs of placements on one host's devices, which every host has alike."""
-        if self.num_hosts == 1:
-            return costs
-        return OnEveryHost(costs, self.num_hosts, self.devices_of_host)
-
-    @property
-    def _costs_of(self) -> Callable[[int], CostModel] | None:
-        """Costs of another number of devices, on one host."""
-        return self.formulas if self.num_hosts == 1 else None
-
-    def formulas(self, num_devices: int | None = None) -> AnalyticCostModel:
-        """Costs by formulas, of these devices or another number of them."""
-        return AnalyticCostModel(
-            self.hardware, num_devices or self.num_devices, self.shapes, self.work
-        )
-
-    def with_loop(self, loop: Loop, lag: int) -> "Problem":
-        """The same round in another loop.
-
-        Args:
-          loop: "synchronous" or "asynchronous".
-          lag: rounds.
-        """
-        return dataclasses.replace(self, work=dataclasses.replace(self.work, loop=loop, lag=lag))
-
-    def search(self, costs: CostModel | None = None) -> Found:
-        """The best plan by costs, by formulas if none are given.
-
-        Raises Refusal where nothing fits, with what would.
-        """
-        return search(
-            self.calls,
-            self._of_hosts(costs or self.formulas()),
-            self.work,
-            self.devices_of_host,
-            self.devices_per_host,
-            costs_of=self._costs_of,
-        )
-
-    def fit(self, trainer: Placement) -> Plan:
-        """The fastest plan that fits in which every call is on the trainer's devices and training
-        keeps its mesh.
-
-        Raises Refusal where nothing fits, with what would.
-        """
-        per_host = min(self.devices_per_host, len(trainer.devices))
-        costs = self._of_hosts(self.formulas())
-        return fit(self.calls, costs, self.work, trainer, per_host, self._costs_of)
-
-    def expected(self, plan: Plan, default: Placement | None = None) -> Candidate:
-        """Simulates a plan that was written by hand; `default` places the calls that it does not
-        name.
-
-        Raises Refusal that names the call which does not fit, by how much, and what would fit.
-        """
-        costs, num_devices = self._of_hosts(self.formulas()), self.devices_of_host
-        whole = plan_memory.check(
-            named(plan, self.calls),
-            self.calls,
-            costs,
-            self.work,
-            num_devices,
-            self.devices_per_host,
-            default,
-        )
-        return Candidate(whole, simulate(self.calls, whole, costs, self.work, num_devices))
-
-    def resident_bytes(self, plan: Plan) -> float:
-        """Bytes that stay on the fullest device while a plan runs: states, params, and versions of
-        them.
-        """
-        costs = self._of_hosts(self.formulas())
-        chosen = [option(call, costs, plan.placements[call.name]) for call in self.calls]
-        kept = [dataclasses.replace(of, working_bytes=0.0) for of in chosen]
-        return max(
-            plan_memory.by_device(self.calls, kept, self.work.live_versions, self.devices_of_host)
-        )
-
-
-def named(plan: Plan, calls: Sequence[Call]) -> Plan:
-    """A plan without what it says of calls that this round does not have, its entry for all others
-    spelled out.
-
-    Args:
-      plan: a placement by the name of a call.
-      calls: of a round.
-    """
-    placements = dict(plan.placements)
-    others = placements.pop(OTHERS, None)
-    found = {call.name: placements.get(call.name, others) for call in calls}
-    return Plan({name: placement for name, placement in found.items() if placement is not None})
 
 
 def problem(
@@ -181,6 +53,7 @@ def problem(
     completion_lengths: Sequence[int] = (),
     lora: adapters.Config = FULL,
     published_reward: bool = False,
+    gold: Gold | None = None,
 ) -> Problem:
     """The problem of a run.
 
@@ -189,6 +62,7 @@ def problem(
       completion_lengths: as completions are drawn, EOS included; (): all have every token.
       lora: adapters of the models that the run trains.
       published_reward: True where the reward model is a published one, without an adapter.
+      gold: a gold model that scores beside the rounds.
     """
     work = Workload(
         num_prompts=config.prompts_per_update * config.num_minibatches,
@@ -215,8 +89,61 @@ def problem(
         "reward": held_shape(critic, FULL if published_reward else lora),
     }
     return Problem(
-        calls_of(algorithm, reward_network is not None), work, shapes, device, num_devices
+        calls_of(algorithm, reward_network is not None),
+        work,
+        shapes,
+        device,
+        num_devices,
+        gold=gold,
     )
+
+
+def gold_beside(
+    pretrained: pretrained_models.Config, stages: Stages, lengths: Lengths, on: mesh.Config
+) -> Gold | None:
+    """The gold model of a run as a plan needs it; None for a run without a pretrained one.
+
+    Args:
+      pretrained: names it.
+      stages: the settings of every stage.
+      lengths: of prompts and completions.
+      on: the mesh of the run.
+
+    Raises Refusal where neither its folder is here nor `pretrained.gold_shape` names its shape.
+    """
+    network = pretrained_models.gold_network(pretrained)
+    if network is None:
+        return None
+    config, evaluate = stages.rlhf, stages.evaluate
+    in_evaluation = evaluate.max_completion_tokens or lengths.max_completion_tokens
+    updates = config.num_minibatches * config.num_epochs
+    samples = config.num_minibatches * config.prompts_per_update * config.samples_per_prompt
+    # A published classifier has no map to logits of its own.
+    shape = held_shape(network)
+    leaves = tuple(leaf for leaf in shape.leaves if leaf.place != "head")
+    return Gold(
+        shape=dataclasses.replace(shape, leaves=leaves),
+        mesh=on,
+        rows_per_batch=pretrained.gold_rows_per_batch,
+        round_tokens=lengths.max_prompt_tokens + lengths.max_completion_tokens,
+        evaluation_tokens=lengths.max_prompt_tokens + in_evaluation,
+        rows_per_round=samples if config.ledger and config.ledger_gold else 0,
+        rows_per_evaluation=evaluate.num_prompts_between * (evaluate.samples_per_prompt + 1),
+        evaluations_per_round=min(1.0, updates / config.evaluate_every)
+        if config.evaluate_every
+        else 0.0,
+    )
+
+
+def gold_of_run(workspace: Workspace, stages: Stages) -> Gold | None:
+    """`gold_beside` of a run, on one host.
+
+    Args:
+      workspace: of the run.
+      stages: the settings of every stage.
+    """
+    on = mesh.Config(**workspace.mesh.shape)
+    return gold_beside(workspace.pretrained, stages, workspace.lengths, on)
 
 
 def drawn_lengths(directory: Path) -> tuple[int, ...]:
@@ -273,6 +200,7 @@ def of_run(workspace: Workspace, stages: Stages, algorithm: Algorithm) -> Proble
         num_devices,
         lora=workspace.lora,
         published_reward=bool(workspace.pretrained.reward_model),
+        gold=gold_of_run(workspace, stages),
     )
     return dataclasses.replace(of_devices, hosts=1)
 

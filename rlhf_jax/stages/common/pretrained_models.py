@@ -20,6 +20,7 @@ from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import family as families
 from rlhf_jax.models.common.rounding import held
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.ops.once import bound
 from rlhf_jax.pretrained import folders
 from rlhf_jax.pretrained.folders import Folder
 from rlhf_jax.refusal import Refusal
@@ -194,6 +195,27 @@ def classifier(path: str, **computed: object) -> ValueModel:
     return ValueModel(model_of(Folder(Path(path)), **computed))
 
 
+def gold_network(pretrained: Config) -> ValueModel | None:
+    """The network of the gold model; None where there is none. Where its folder is not here it has
+    the shape that `gold_shape` names.
+
+    Args:
+      pretrained: names the folder.
+
+    Raises Refusal for a folder that is not here, without a shape.
+    """
+    if not pretrained.gold:
+        return None
+    if Path(pretrained.gold).exists():
+        return classifier(pretrained.gold, dtype=pretrained.gold_dtype)
+    if not pretrained.gold_shape:
+        raise Refusal(
+            f"the gold model's folder {pretrained.gold!r} is not here; "
+            "--config.pretrained.gold_shape=FAMILY/PRESET plans with a published one"
+        )
+    return ValueModel(model_of_shape(pretrained, "gold_shape", dtype=pretrained.gold_dtype))
+
+
 def load_classifier(path: str, model: ValueModel, mesh: Mesh) -> Params:
     """The params of a published reward model on the mesh."""
     folder = Folder(Path(path))
@@ -228,7 +250,8 @@ class Judge:
     def _compiled(self) -> Callable[[ArrayLike, ArrayLike], Array]:
         model = classifier(self.config.gold, dtype=self.config.gold_dtype)
         params = held(model, load_classifier(self.config.gold, model, self.mesh))
-        return partial(distributed.compiled(partial(learned.score_tokens, model)), params)
+        score = sharding.keeping_rows(bound(learned.score_tokens, model), self.mesh)
+        return partial(distributed.compiled(score), params)
 
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], finished_B: Sequence[bool]
