@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from rlhf_jax import sampling
 from rlhf_jax.building.from_shapes import shaped
 from rlhf_jax.cli import run
+from rlhf_jax.cli.tables.compile import placements
 from rlhf_jax.devices import sharding, topology
 from rlhf_jax.devices.distributed import standing_in
 from rlhf_jax.devices.mesh import Config, make_mesh
@@ -81,13 +82,21 @@ def test_the_whole_head_is_gathered_once_and_reduced_once():
     assert [each for each in found if each.depth and each.total_bytes > 1e-3 * least] == []
 
 
+def small(**changed):
+    """A small model over all devices; settings by key, with `__` for dots."""
+    given = {"mesh__fsdp": DEVICES, "model__width": 128, "model__ffn_width": 512} | changed
+    flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in given.items()]
+    return shaped(run.parse(["", "--config=configs/tiny.py", *flags]), devices())
+
+
+def read_call(program, call):
+    return read(call, program.lowered(call), program.arguments(call), DEVICES)
+
+
 @cache
 def reading(call):
-    sizes = ("--config.model.width=128", "--config.model.ffn_width=512")
-    config = run.parse(["", "--config=configs/tiny.py", f"--config.mesh.fsdp={DEVICES}", *sizes])
-    program = shaped(config, devices()).program
-    arguments = program.arguments(call)
-    return program, read(call, program.lowered(call), arguments, DEVICES)
+    program = small().program
+    return program, read_call(program, call)
 
 
 def params_bytes(program):
@@ -106,6 +115,30 @@ def test_a_small_update_sends_params_twice_and_gradients_once():
     assert found.alias_bytes >= found.donated_bytes > 0
     large = [each for each in found.collectives if each.depth and each.total_bytes > 0.1 * share]
     assert large == []
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
+def test_float32_gradients_send_what_the_planner_expects(num_micro_batches):
+    """Two layers in bfloat16. Each micro-batch gathers params in bfloat16 and scatters a gradient of
+    each kernel in float32; the planner does not count norms' statistics and metrics.
+    """
+    found = small(
+        model__num_layers=2,
+        model__dtype="bfloat16",
+        model__gradient_dtype="float32",
+        rlhf__prompts_per_update=16,
+        rlhf__num_micro_batches=num_micro_batches,
+    )
+    compiled = read_call(found.program, "train_policy")
+    call = next(each for each in found.problem.calls if each.name == "train_policy")
+    expected = found.problem.formulas().link_bytes(call, placements(found)[call.name])
+    assert expected <= compiled.link_bytes <= 1.05 * expected
+    scattered = [each for each in compiled.collectives if each.kind == "reduce-scatter"]
+    assert {each.shape.partition("[")[0] for each in scattered} == {"f32"}
+    # Of each of the two layers: queries, keys and values in one kernel, and the first of the
+    # feed-forward.
+    runs = [each.times for each in scattered if each.shape in ("f32[128,384]", "f32[128,512]")]
+    assert sum(runs) == 4 * num_micro_batches
 
 
 def test_a_small_round_of_sampling_gathers_params_once():
