@@ -24,6 +24,8 @@ QUICK_CASES = {
             "online_dpo-*",
             "ppo-*",
         ),
+        "devices/test_copies.py::test_an_update_is_that_of_one_device": ("bfloat16", "tensor"),
+        "devices/test_copies.py::test_gradients_cross_hosts_once_an_update": ("bfloat16", "tensor"),
         "devices/test_distributed.py::"
         "test_killing_one_process_ends_all_with_a_message_within_a_minute": ("one_copy",),
         "devices/test_reallocate.py::test_any_placement_to_any_other": ("?",),

@@ -204,6 +204,11 @@ class Decoder:
         return getattr(self.config, "gradient_dtype", "bfloat16")
 
     @property
+    def network_gradient_dtype(self) -> str:
+        """The dtype that gradients are sent in between hosts."""
+        return getattr(self.config, "network_gradient_dtype", "float32")
+
+    @property
     def padding_id(self) -> int:
         return self.config.padding_id
 
@@ -380,8 +385,9 @@ def check_shape(config: DecoderConfig) -> None:
         raise Refusal(
             f"remat_policy is {remat_policy(config)!r}; accepted: {', '.join(REMAT_POLICIES)}"
         )
-    if (dtype := getattr(config, "gradient_dtype", "float32")) not in ("bfloat16", "float32"):
-        raise Refusal(f"gradient_dtype is {dtype!r}; accepted: bfloat16, float32")
+    for key in ("gradient_dtype", "network_gradient_dtype"):
+        if (dtype := getattr(config, key, "float32")) not in ("bfloat16", "float32"):
+            raise Refusal(f"{key} is {dtype!r}; accepted: bfloat16, float32")
     if config.attention == "cudnn":
         _check_cudnn(config)
 
