@@ -58,9 +58,7 @@ class Copies:
                 sums = gradients(params, rows, constants)
             return jax.tree.map(lambda x: x[None], sums)
 
-        def summed(
-            params: Params, rows: RowsT, constants: object
-        ) -> tuple[Params, Array, Metrics]:
+        def summed(params: Params, rows: RowsT, constants: object) -> tuple[Params, Array, Metrics]:
             of_rows = jax.tree.map(lambda x: P(AXIS) if jnp.ndim(x) else P(), rows)
             grads, loss_N, metrics = jax.shard_map(
                 of_copy,
