@@ -179,6 +179,7 @@ SLOW = {
             "algorithms/test_battery.py::test_presets_compiled["
         ],
         "devices/test_distributed.py::test_two_processes_with_slices_and_threads_train_as_one": [
+            "devices/test_distributed.py::test_four_processes_share_one_copy_or_two_of_the_params",
             "devices/test_distributed.py::test_four_processes_train_as_one",
             "devices/test_distributed.py::test_only_the_first_process_writes",
             "devices/test_distributed.py::test_started_again_the_pipeline_ends_as_one_process_does",

@@ -142,6 +142,30 @@ def one_copy(directory):
     return found
 
 
+def four(directory):
+    """Four hosts that share one copy of the params, and two copies of two hosts each: both loops, and
+    a run that goes on from its checkpoint.
+    """
+    from rlhf_jax.devices import dispatch
+    from rlhf_jax.runtime import asynchronous, synchronous
+    from tests.runtime import rounds
+
+    found = {}
+    for name, fsdp_hosts in (("one", 4), ("two", 2)):
+        shared = program_of((1, 1, 1, fsdp_hosts), 1)
+        program = rounds.program_of(Clock(ROUNDS, lag=1), shared)
+        expected = run(program, synchronous)
+        with dispatch.logged() as log:
+            threaded = run(program, asynchronous)
+        check_bitwise(threaded, expected)
+        check_bitwise(resumed(program, directory / name), expected)
+        found[f"{name}/dispatched"] = np.str_("; ".join(str(each) for each in log if each.spans))
+        leaf = max(jax.tree.leaves(shared.reference_params), key=lambda leaf: leaf.size)
+        found[f"{name}/share"] = np.float64(leaf.addressable_shards[0].data.size / leaf.size)
+        found |= {f"{name}/{key}": value for key, value in threaded.items()}
+    return found
+
+
 def spanning_sampler(program):
     """A program whose sampler reads the samples of all hosts, as it must not."""
     generate = program.generate
@@ -403,7 +427,8 @@ def inflight(directory):
 def main():
     directory, scenario = Path(sys.argv[1]), sys.argv[2]
     assert distributed.initialize()
-    found = {"slices": slices, "rows": rows, "inflight": inflight}[scenario](directory)
+    scenarios = {"slices": slices, "rows": rows, "inflight": inflight, "four": four}
+    found = scenarios[scenario](directory)
     np.savez(directory / f"{jax.process_index()}.npz", **found)
     distributed.barrier()
 

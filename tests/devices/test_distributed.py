@@ -2,14 +2,9 @@
 the same samples.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from itertools import chain
 from pathlib import Path
@@ -21,6 +16,7 @@ import pytest
 import tiny
 
 from experiments.bench import kill
+from experiments.bench.processes import Processes
 from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed, mesh, sharding
 from rlhf_jax.records import jsonl
@@ -53,59 +49,11 @@ LINES_BEFORE = (
 )  # of metrics: SFT, comparisons, reward model; RLHF's first evaluation, and update 5
 
 
-class Processes:
-    """Processes `0 .. count - 1` of one run, each with its output in a file."""
-
-    def __init__(self, directory: Path, command: list[str], count: int, devices: int):
-        directory.mkdir(exist_ok=True)
-        shared = {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_NUMPY_RANK_PROMOTION": "raise",
-            "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
-            "JAX_NUM_PROCESSES": str(count),
-            "PYTHONPATH": os.pathsep.join([str(kill.ROOT), str(kill.ROOT / "tests")]),
-        }
-        self.logs = [directory / f"log.{place}" for place in range(count)]
-        self.all = []
-        for place, log in enumerate(self.logs):
-            with open(log, "w") as file:
-                one = subprocess.Popen(
-                    [sys.executable, *command],
-                    cwd=kill.ROOT,
-                    env=os.environ | shared | {"JAX_PROCESS_ID": str(place)},
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                )
-            self.all.append(one)
-
-    def said(self) -> str:
-        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in self.logs)
-
-    def wait(self, seconds: float = LIMIT_SECONDS) -> list[int]:
-        """Exit statuses. A process that outlives the limit is killed, and so are the others: its
-        status says so.
-        """
-        deadline = time.monotonic() + seconds
-        for one in self.all:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                one.wait(max(0.0, deadline - time.monotonic()))
-        for one in self.all:
-            one.kill()
-        return [one.wait() for one in self.all]
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("localhost", 0))
-        return one.getsockname()[1]
-
-
 def found_by(directory: Path, scenario: str, count: int, devices: int) -> dict[str, np.ndarray]:
     """What the processes of `host.py` found, which is the same for all."""
     script = str(Path(__file__).with_name("host.py"))
     processes = Processes(directory, [script, str(directory), scenario], count, devices)
-    assert processes.wait() == [0] * count, processes.said()
+    assert processes.wait(LIMIT_SECONDS) == [0] * count, processes.said()
     found = [dict(np.load(directory / f"{place}.npz")) for place in range(count)]
     for other in found[1:]:
         assert other.keys() == found[0].keys()
@@ -149,6 +97,11 @@ def in_flight(tmp_path_factory):
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     return found_by(tmp_path_factory.mktemp("four"), "rows", 4, 1)
+
+
+@pytest.fixture(scope="module")
+def copies_of_four(tmp_path_factory):
+    return found_by(tmp_path_factory.mktemp("copies_of_four"), "four", 4, 2)
 
 
 def check_equal(found, expected, prefix=""):
@@ -215,6 +168,20 @@ def test_one_copy_of_the_params_over_two_processes_trains_as_one_process(slices,
     """Threaded, at lag 1: bitwise the synchronous loop and a resumed run, which `host.py` asserts."""
     check_equal(slices, sharded, "one_copy/")
     assert slices["one_copy/share"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "share"), [("one", (1, 4, 1), 1 / 4), ("two", (2, 2, 1), 1 / 2)]
+)
+def test_four_processes_share_one_copy_or_two_of_the_params(copies_of_four, name, shape, share):
+    """As one process on that mesh. `host.py` asserts that the threaded, the synchronous and the
+    resumed run are equal to the bit, and `found_by` that all processes dispatched in one order.
+    """
+    program = rounds.program_of(Clock(host.ROUNDS, lag=1), rounds.make_program(shape))
+    check_equal(copies_of_four, host.run(program, synchronous), f"{name}/")
+    assert copies_of_four[f"{name}/share"] == share
+    log = str(copies_of_four[f"{name}/dispatched"]).split("; ")
+    assert sum(": train_policy on " in entry for entry in log) == host.ROUNDS
 
 
 def test_a_ring_that_visits_hosts_in_any_order_trains_as_one_process(slices, alone):
@@ -291,7 +258,7 @@ def killed(folder):
     kill.wait_for(processes.all[0], folder / "two", LINES_BEFORE)
     processes.all[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
-    statuses = processes.wait()
+    statuses = processes.wait(LIMIT_SECONDS)
     seconds = time.monotonic() - began
     return statuses, processes.said(), seconds, whole
 
@@ -314,9 +281,9 @@ def test_killing_one_process_ends_all_with_a_message_within_a_minute(killed):
 
 def test_started_again_the_pipeline_ends_as_one_process_does(folder, killed):
     whole = killed[3]
-    assert whole.wait() == [0], whole.said()
+    assert whole.wait(LIMIT_SECONDS) == [0], whole.said()
     again = start(folder / "two", 2)
-    assert again.wait() == [0, 0], again.said()
+    assert again.wait(LIMIT_SECONDS) == [0, 0], again.said()
     assert "report: " in again.logs[0].read_text()
     assert "report: " not in again.logs[1].read_text()
     check_runs(folder / "one", folder / "two")
@@ -360,13 +327,13 @@ def test_a_pipeline_in_flight_of_two_processes_is_killed_and_ends_as_one(tmp_pat
     """
     one, two = tmp_path / "one", tmp_path / "two"
     whole = start_in_flight(one, 1, 2)
-    assert whole.wait() == [0], whole.said()
+    assert whole.wait(LIMIT_SECONDS) == [0], whole.said()
     processes = start_in_flight(two, 2, 1)
     kill.wait_for(processes.all[0], two, LINES_BEFORE)
     processes.all[1].send_signal(signal.SIGKILL)
-    assert processes.wait() == [1, -signal.SIGKILL], processes.said()
+    assert processes.wait(LIMIT_SECONDS) == [1, -signal.SIGKILL], processes.said()
     again = start_in_flight(two, 2, 1)
-    assert again.wait() == [0, 0], again.said()
+    assert again.wait(LIMIT_SECONDS) == [0, 0], again.said()
     assert "going on from" not in again.said(), "a checkpoint was passed over"
     check_runs(one, two)
     rows = list(jsonl.read(one / "ledger.jsonl"))
@@ -461,11 +428,28 @@ def test_a_coordinator_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_INITIALIZATION_SECONDS", "2")
     processes = Processes(tmp_path, [*PIPELINE, f"--config.directory={tmp_path / 'run'}"], 2, 1)
     processes.all[0].kill()
-    assert processes.wait()[1] == 2
+    assert processes.wait(LIMIT_SECONDS)[1] == 2
     said = processes.logs[1].read_text()
     assert "Traceback" not in said
     assert "error: process 1 of 2 did not meet the others at localhost:" in said
     assert "within 2 s; accepted: as many processes as are said" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensor_over_hosts_is_one_line(tmp_path):
+    """The mesh of two processes of two devices, before anything is written."""
+    keys = ("mesh.tensor=4", f"directory={tmp_path / 'run'}")
+    command = [*PIPELINE, *(f"--config.{key}" for key in keys)]
+    processes = Processes(tmp_path, command, 2, 2)
+    assert processes.wait(LIMIT_SECONDS) == [2, 2], processes.said()
+    for log in processes.logs:
+        (line,) = [line for line in log.read_text().splitlines() if "tensor" in line]
+        assert line == (
+            "error: mesh.tensor is 4, and each of the 2 hosts has 2 device(s): tensor is inside a "
+            "host, because it sums activations in every layer; accepted: mesh.tensor=2 or fewer; "
+            "mesh.fsdp_hosts=2 shares one copy of the params over the hosts"
+        )
+        assert "Traceback" not in log.read_text()
     assert not (tmp_path / "run").exists()
 
 
