@@ -20,10 +20,12 @@ from jax.sharding import PartitionSpec as P
 from rlhf_jax.devices import sharding
 from rlhf_jax.devices.transfer.per_host import processes
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common.layout import current, rows_sharded
+from rlhf_jax.models.common.adapters import Rest
+from rlhf_jax.models.common.layout import Layout, current, rows_sharded
 from rlhf_jax.models.common.linear import network_gradient_dtype
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.row_shards import RowShards
+from rlhf_jax.ops.scalars import Scalars
 from rlhf_jax.types import Array, Metrics, Params
 from rlhf_jax.updating import Gradients, RowsT, collapse
 
@@ -52,13 +54,15 @@ class Copies:
         """
 
         def of_copy(
-            params: Params, rows: RowsT, constants: object
+            params: Params, rows: RowsT, constants: tuple[Scalars, Rest]
         ) -> tuple[Params, Array, Metrics]:
             with rows_sharded(_inside_a_copy()):
                 sums = gradients(params, rows, constants)
             return jax.tree.map(lambda x: x[None], sums)
 
-        def summed(params: Params, rows: RowsT, constants: object) -> tuple[Params, Array, Metrics]:
+        def summed(
+            params: Params, rows: RowsT, constants: tuple[Scalars, Rest]
+        ) -> tuple[Params, Array, Metrics]:
             of_rows = jax.tree.map(lambda x: P(AXIS) if jnp.ndim(x) else P(), rows)
             grads, loss_N, metrics = jax.shard_map(
                 of_copy,
@@ -87,7 +91,7 @@ class Copies:
         return shards.reduced_rounded(addends, spec, self.dtype)
 
 
-def _inside_a_copy():
+def _inside_a_copy() -> Layout | None:
     """The layout of the context without `data`, whose rows a copy has to itself."""
     layout = current()
     if layout is None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import tiny
 
@@ -292,7 +291,7 @@ def test_started_again_the_pipeline_ends_as_one_process_does(folder, killed):
 def check_runs(one_run: Path, other_run: Path):
     """Params and figures within tolerance, and the same tokens."""
     for stage in kill.STAGES:
-        (step, arrays), (other_step, others) = newest(one_run, stage), newest(other_run, stage)
+        (step, arrays), (other_step, others) = kill.state(one_run, stage), kill.state(other_run, stage)
         assert step == other_step
         for one, other in zip(arrays, others, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=stage)
@@ -354,16 +353,6 @@ def check_figures(ones, others):
         for name, value in one.items():
             if isinstance(value, float) and name != "accuracy":
                 assert other[name] == pytest.approx(value, rel=1e-3, abs=1e-4), (one["stage"], name)
-
-
-def newest(directory: Path, stage: str):
-    """Step and arrays, on this process alone, of a checkpoint that several may have written."""
-    folder = directory / "checkpoints" / stage
-    step = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    path, reader = (folder / str(step) / "default").absolute(), ocp.PyTreeCheckpointer()
-    shapes = reader.metadata(path).item_metadata.tree
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-    return step, jax.tree.leaves(reader.restore(path, restore_args=arguments))
 
 
 def test_environments_say_who_is_who():
