@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from rlhf_jax.devices import sharding
-from rlhf_jax.devices.transfer.per_host import processes
+from rlhf_jax.devices.transfer.per_host import hosts_of_axis
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.adapters import Rest
 from rlhf_jax.models.common.layout import Layout, current, rows_sharded
@@ -108,7 +108,6 @@ def copies_of(model: Model | ValueModel, mesh: Mesh) -> Copies | None:
       model: whose updates run on the mesh.
       mesh: of the updates.
     """
-    hosts = processes(mesh.devices)
-    if (hosts == hosts[:1]).all():
+    if hosts_of_axis(mesh)[AXIS] == 1:
         return None
     return Copies(mesh, model, network_gradient_dtype(model))

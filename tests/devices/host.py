@@ -277,6 +277,7 @@ def talk():
     other = mesh.over_hosts(distributed.devices_by_host()[:, ::-1], (1, 2, 1))
     there = per_host.reshard(fed, NamedSharding(other, PartitionSpec(("data", "fsdp"))))
     np.testing.assert_array_equal(distributed.fetch(there), given)
+    check_rounded_sum(where)
     assert distributed.all_gather(process) == [0, 1]
     assert distributed.agree(["it", process], where) == ["it", 0]
     mine = np.full((2, 3), 1 / 3 + process)  # not a float32
@@ -295,6 +296,24 @@ def talk():
         ),
     }
     return {f"refused/{name}": np.str_(message_of(call)) for name, call in refused.items()}
+
+
+def check_rounded_sum(where):
+    """Addends of four devices of two hosts are sent as bfloat16, and so is their sum."""
+    from jax import numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from rlhf_jax.ops.row_shards import RowShards
+
+    shards = RowShards(where, ("data",))
+    given = np.random.default_rng(0).standard_normal((4, 5, 3)).astype(np.float32)
+    addends = distributed.feed(given, NamedSharding(where, PartitionSpec("data")))
+    total = distributed.compiled(
+        lambda addends: shards.reduced_rounded(addends, PartitionSpec(), "bfloat16")
+    )
+    rounded = given.astype(jnp.bfloat16).astype(np.float32).sum(0)
+    expected = rounded.astype(jnp.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(distributed.fetch(total(addends)), expected)
 
 
 def message_of(call):

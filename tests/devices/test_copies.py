@@ -181,10 +181,13 @@ def test_bfloat16_rounds_what_is_sent_and_nothing_else():
     assert 1e-4 < off < 2 * 2**-8
 
 
-def test_copies_are_those_of_several_hosts():
-    """Meshes of one process have none, and one copy on all hosts is none."""
+def test_copies_are_those_of_several_hosts(monkeypatch):
+    """Meshes of one process have none, and one copy on all hosts is none. Neither have devices of
+    another machine's topology, which report several processes and count as one host.
+    """
     model, hosts = BFLOAT16.model, blocks(4, 2)
-    assert copies_of(model, tiny.make_mesh((2, 4, 1))) is None
+    assert copies_of(model, mesh.over_hosts(blocks(2, 2), (1, 2, 1))) is None
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
     assert copies_of(model, mesh.over_hosts(hosts, (1, 2, 1), 4)) is None
     for shape, hosts_of_a_copy in (((1, 2, 1), 1), ((1, 2, 1), 2), ((2, 1, 1), 1)):
         where = mesh.over_hosts(hosts, shape, hosts_of_a_copy)

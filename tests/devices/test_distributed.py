@@ -291,7 +291,10 @@ def test_started_again_the_pipeline_ends_as_one_process_does(folder, killed):
 def check_runs(one_run: Path, other_run: Path):
     """Params and figures within tolerance, and the same tokens."""
     for stage in kill.STAGES:
-        (step, arrays), (other_step, others) = kill.state(one_run, stage), kill.state(other_run, stage)
+        (step, arrays), (other_step, others) = (
+            kill.state(one_run, stage),
+            kill.state(other_run, stage),
+        )
         assert step == other_step
         for one, other in zip(arrays, others, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=stage)
