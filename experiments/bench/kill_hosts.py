@@ -19,11 +19,12 @@ from typing import Any
 from experiments.bench import kill
 from experiments.bench.processes import Processes
 
+STAGES = ("sft", "rlhf")
 SETTINGS = (
-    *kill.SIZES,
-    "sft.num_updates=6",
-    "reward_model.num_updates=4",
-    "rlhf.total_prompts=64",
+    *(each for each in kill.SIZES if not each.startswith(("comparisons.", "reward_model."))),
+    "reward=gold",
+    "sft.num_updates=12",
+    "rlhf.evaluate_every=0",
     "mesh.fsdp_hosts=2",
 )
 MOST_SECONDS = 60
@@ -106,10 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moments", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", default="", help="of compiled programs; '': a new one")
     arguments = parser.parse_args()
     began, draw, runs = time.monotonic(), random.Random(arguments.seed), []
     with tempfile.TemporaryDirectory() as folder:
-        cache, whole = Path(folder, "cache"), Path(folder, "whole")
+        cache, whole = Path(arguments.cache or f"{folder}/cache"), Path(folder, "whole")
         finish(start(whole, cache, kill.LOOPS[1]))
         moments = kill.moments(kill.num_lines(whole), arguments.moments, arguments.seed)
         for index, (lines, delay) in enumerate(moments):
@@ -124,7 +126,7 @@ def main() -> None:
             runs.append(
                 {"victim": victim, "in": where, "loop": loop.partition("=")[2]}
                 | {"seconds": end["seconds"], "killed": end["killed"], "faults": faults(end)}
-                | {"differ": kill.differences(whole, directory)}
+                | {"differ": kill.differences(whole, directory, STAGES)}
             )
             print(f"{index + 1}/{arguments.moments}: {runs[-1]}", file=sys.stderr, flush=True)
     killed = [run for run in runs if run["killed"]]

@@ -33,11 +33,12 @@ class Processes:
           environment: variables of all of them, beside those of this process.
         """
         directory.mkdir(exist_ok=True)
+        self.port = free_port()
         shared = {
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
             "JAX_NUMPY_RANK_PROMOTION": "raise",
-            "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{self.port}",
             "JAX_NUM_PROCESSES": str(count),
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         } | dict(environment or {})

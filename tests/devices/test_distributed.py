@@ -5,6 +5,7 @@ the same samples.
 import dataclasses
 import json
 import signal
+import socket
 import time
 from itertools import chain
 from pathlib import Path
@@ -428,20 +429,54 @@ def test_a_coordinator_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+OUTLIVES = """
+import os, signal, sys, time
+from rlhf_jax.devices import distributed
+distributed.initialize()
+distributed.barrier()
+if distributed.is_first():
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(2)
+try:
+    distributed.barrier()
+except Exception as error:
+    distributed.leave(error, 2)
+"""
+
+
+def is_open(port: int) -> bool:
+    """True where somebody listens on a port of this machine."""
+    with socket.socket() as client:
+        return client.connect_ex(("localhost", port)) == 0
+
+
+def test_the_first_process_is_killed_and_the_others_say_why_they_end(tmp_path):
+    """jax alone would abort them with a stack trace while they sleep."""
+    processes = Processes(tmp_path, ["-c", OUTLIVES], 2, 1)
+    assert processes.wait(60) == [-signal.SIGKILL, 1], processes.said()
+    ended, said = time.monotonic(), processes.logs[1].read_text()
+    while is_open(processes.port):
+        assert time.monotonic() - ended < 5, "the port is not free for the same command"
+        time.sleep(0.1)
+    assert said.count("as it does when another of them has ended") == 1
+    assert "Check failure" not in said
+
+
 def test_tensor_over_hosts_is_one_line(tmp_path):
     """The mesh of two processes of two devices, before anything is written."""
     keys = ("mesh.tensor=4", f"directory={tmp_path / 'run'}")
     command = [*PIPELINE, *(f"--config.{key}" for key in keys)]
     processes = Processes(tmp_path, command, 2, 2)
     assert processes.wait(LIMIT_SECONDS) == [2, 2], processes.said()
-    for log in processes.logs:
+    for index, log in enumerate(processes.logs):
         (line,) = [line for line in log.read_text().splitlines() if "tensor" in line]
         assert line == (
-            "error: mesh.tensor is 4, and each of the 2 hosts has 2 device(s): tensor is inside a "
+            f"process {index} of 2: error: mesh.tensor is 4, and each of the 2 hosts has 2 device(s): tensor is inside a "
             "host, because it sums activations in every layer; accepted: mesh.tensor=2 or fewer; "
             "mesh.fsdp_hosts=2 shares one copy of the params over the hosts"
         )
         assert "Traceback" not in log.read_text()
+        assert "the run stops" not in log.read_text()
     assert not (tmp_path / "run").exists()
 
 
