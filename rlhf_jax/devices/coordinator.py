@@ -22,6 +22,7 @@ connected, so that the same command finds its port free. jax's heartbeats end a 
 noticed before.
 """
 ESTABLISHED = "01"
+FACTORY = "get_distributed_runtime_service"
 GOODBYE = b"goodbye"
 
 
@@ -52,12 +53,12 @@ class Service:
 def outside() -> Iterator[None]:
     """Has `jax.distributed.initialize` begin the service in a process of its own in the block."""
     library = importlib.import_module("jaxlib._jax")  # of which jax takes the service by name
-    begin = library.get_distributed_runtime_service
-    library.get_distributed_runtime_service = Service
+    begin = getattr(library, FACTORY)
+    setattr(library, FACTORY, Service)
     try:
         yield
     finally:
-        library.get_distributed_runtime_service = begin
+        setattr(library, FACTORY, begin)
 
 
 def num_connected(port: int) -> int:
@@ -78,7 +79,7 @@ def main() -> None:
     """Runs the service until the process that has begun it says goodbye, or has died."""
     library = importlib.import_module("jaxlib._jax")
     address, num_processes, options = json.loads(sys.argv[1])
-    service = library.get_distributed_runtime_service(address, num_processes, **options)
+    service = getattr(library, FACTORY)(address, num_processes, **options)
     if sys.stdin.buffer.read() == GOODBYE:
         service.shutdown()
         return
