@@ -23,7 +23,7 @@ noticed before.
 """
 ESTABLISHED = "01"
 FACTORY = "get_distributed_runtime_service"
-GOODBYE = b"goodbye"
+BEGUN, GOODBYE = b"begun", b"goodbye"
 
 
 class Service:
@@ -36,13 +36,19 @@ class Service:
           address: that it listens on.
           num_processes: of the run.
           options: of `get_distributed_runtime_service`.
+
+        Raises RuntimeError where the service does not begin, as with a port that is taken.
         """
         given = json.dumps([address, num_processes, options])
         self.child = subprocess.Popen(
-            [sys.executable, "-m", __name__, given],
+            [sys.executable, "-P", __file__, given],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C and a scheduler's SIGTERM are for the run
         )
+        assert self.child.stdout is not None
+        if self.child.stdout.read(len(BEGUN)) != BEGUN:
+            raise RuntimeError(f"the coordination service did not begin at {address}")
 
     def shutdown(self) -> None:
         """Ends the service after all processes have left it."""
@@ -80,6 +86,8 @@ def main() -> None:
     library = importlib.import_module("jaxlib._jax")
     address, num_processes, options = json.loads(sys.argv[1])
     service = getattr(library, FACTORY)(address, num_processes, **options)
+    sys.stdout.buffer.write(BEGUN)
+    sys.stdout.flush()
     if sys.stdin.buffer.read() == GOODBYE:
         service.shutdown()
         return
