@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax.config import Bounds, Natural, NonNegative, Positive
-from rlhf_jax.micro_batches import split_rows
+from rlhf_jax.micro_batches import collapse, split_rows
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.adapters import Rest, join
 from rlhf_jax.models.common.linear import reducing_gradients
@@ -31,7 +31,6 @@ from rlhf_jax.types import (
     Array,
     Batch,
     EffectiveShare,
-    Max,
     Mean,
     Metric,
     Metrics,
@@ -305,17 +304,6 @@ def critic_objective(loss: Loss, model: ValueModel, rows_per_prompt: int = 1) ->
         return reducing_gradients(objective, model)
 
     return through(loss, objective_of)
-
-
-def collapse(stacked: Metrics) -> dict[str, Metric]:
-    """Metrics stacked along their first dimension, as one."""
-
-    def collapse_metric(metric: Metric) -> Metric:
-        if isinstance(metric, Max):
-            return Max(metric.largest.max(0))
-        return jax.tree.map(lambda array: array.sum(0), metric)
-
-    return {name: collapse_metric(metric) for name, metric in stacked.items()}
 
 
 def summed_gradients(

@@ -88,7 +88,7 @@ def kill_one(processes: Processes, directory: Path, victim: int, lines: int, del
 
 
 def faults(end: dict[str, Any]) -> list[str]:
-    """What is wrong with the end of the process that was not killed.
+    """Faults in the end of the process that was not killed.
 
     Args:
       end: as `kill_one` returns it.

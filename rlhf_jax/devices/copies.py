@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from rlhf_jax.devices import sharding
 from rlhf_jax.devices.transfer.per_host import hosts_of_axis
+from rlhf_jax.micro_batches import collapse
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.adapters import Rest
 from rlhf_jax.models.common.layout import Layout, current, rows_sharded
@@ -27,7 +28,7 @@ from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.row_shards import RowShards
 from rlhf_jax.ops.scalars import Scalars
 from rlhf_jax.types import Array, Metrics, Params
-from rlhf_jax.updating import Gradients, RowsT, collapse
+from rlhf_jax.updating import Gradients, RowsT
 
 AXIS = "data"
 

@@ -375,19 +375,15 @@ def check_shape(config: DecoderConfig) -> None:
         raise Refusal(
             f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}"
         )
-    if config.dtype not in ("float32", "bfloat16"):
-        raise Refusal(f"dtype is {config.dtype!r}; accepted: float32, bfloat16")
-    if config.attention not in blocks.ATTENTIONS:
-        raise Refusal(
-            f"attention is {config.attention!r}; accepted: {', '.join(blocks.ATTENTIONS)}"
-        )
-    if remat_policy(config) not in REMAT_POLICIES:
-        raise Refusal(
-            f"remat_policy is {remat_policy(config)!r}; accepted: {', '.join(REMAT_POLICIES)}"
-        )
-    for key in ("gradient_dtype", "network_gradient_dtype"):
-        if (dtype := getattr(config, key, "float32")) not in ("bfloat16", "float32"):
-            raise Refusal(f"{key} is {dtype!r}; accepted: bfloat16, float32")
+    dtypes = ("float32", "bfloat16")
+    choices = {
+        **dict.fromkeys(("dtype", "gradient_dtype", "network_gradient_dtype"), dtypes),
+        "attention": blocks.ATTENTIONS,
+        "remat_policy": tuple(REMAT_POLICIES),
+    }
+    for key, accepted in choices.items():
+        if (value := getattr(config, key, accepted[0])) not in accepted:
+            raise Refusal(f"{key} is {value!r}; accepted: {', '.join(accepted)}")
     if config.attention == "cudnn":
         _check_cudnn(config)
 
