@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.ops.once import once
-from rlhf_jax.types import Array
+from rlhf_jax.types import Array, Max, Metric, Metrics
 
 Tree = TypeVar("Tree")
 """A pytree of arrays with rows first, and of scalars."""
@@ -54,6 +54,17 @@ def join_rows(micro_batches: Tree, unit_rows: int) -> Tree:
         return jnp.moveaxis(by_unit, 0, 1).reshape(-1, *rest)
 
     return jax.tree.map(join, micro_batches)
+
+
+def collapse(stacked: Metrics) -> dict[str, Metric]:
+    """Metrics of several sets of rows, stacked along their first dimension, as one."""
+
+    def collapse_metric(metric: Metric) -> Metric:
+        if isinstance(metric, Max):
+            return Max(metric.largest.max(0))
+        return jax.tree.map(lambda array: array.sum(0), metric)
+
+    return {name: collapse_metric(metric) for name, metric in stacked.items()}
 
 
 @once

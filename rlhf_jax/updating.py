@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax.config import Bounds, Natural, NonNegative, Positive
-from rlhf_jax.micro_batches import split_rows
+from rlhf_jax.micro_batches import collapse, split_rows
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.adapters import Rest, join
 from rlhf_jax.models.common.linear import reducing_gradients
@@ -31,7 +31,6 @@ from rlhf_jax.types import (
     Array,
     Batch,
     EffectiveShare,
-    Max,
     Mean,
     Metric,
     Metrics,
@@ -53,6 +52,9 @@ class Rows(Protocol):
 RowsT = TypeVar("RowsT", bound=Rows)
 Objective = Callable[[Params, RowsT], tuple[Array, Metrics]]
 """(params, rows) -> (loss summed over the rows, metrics)."""
+Gradients = Callable[[Params, RowsT, tuple[Scalars, Rest]], tuple[Params, Array, Metrics]]
+"""(params, rows, (scalars of the objective, params that are not trained)) -> (gradient of the summed
+loss, summed loss, metrics)."""
 Loss = Callable[[Outputs, Batch], tuple[Array, Metrics]]
 """(outputs, rows) -> (loss summed over the rows, metrics)."""
 NO_SCALARS: Mapping[str, Scalars] = {}
@@ -304,17 +306,6 @@ def critic_objective(loss: Loss, model: ValueModel, rows_per_prompt: int = 1) ->
     return through(loss, objective_of)
 
 
-def collapse(stacked: Metrics) -> dict[str, Metric]:
-    """Metrics stacked along their first dimension, as one."""
-
-    def collapse_metric(metric: Metric) -> Metric:
-        if isinstance(metric, Max):
-            return Max(metric.largest.max(0))
-        return jax.tree.map(lambda array: array.sum(0), metric)
-
-    return {name: collapse_metric(metric) for name, metric in stacked.items()}
-
-
 def summed_gradients(
     params: Params,
     batch: RowsT,
@@ -395,6 +386,7 @@ def train_step(
     unit_rows: int = 1,
     num_micro_batches: int = 1,
     scale: Scale | None = None,
+    over_copies: Callable[[Gradients[RowsT]], Gradients[RowsT]] | None = None,
 ) -> tuple[TrainState, dict[str, Metric]]:
     """One update of a role on one minibatch.
 
@@ -407,6 +399,8 @@ def train_step(
       objective: gives the loss *summed* over rows.
       aggregation: names the minibatch's denominator, by which the sum is divided once, whatever
         `num_micro_batches` is.
+      over_copies: wraps the function that gives the gradients, where copies of the params are on
+        several hosts: see `devices.copies`. None: the compiler sums over all devices.
       scale: gives a factor of the update from the metric `row_ess_share` of the whole minibatch,
         which the objective has: see `with_row_share`. None: updates are not scaled.
 
@@ -416,11 +410,17 @@ def train_step(
     """
     if isinstance(batch, Batch):
         batch = of_minibatch(batch, state.step)
-    objective = at(objective, scalars.get("objective", {}))
     update = at(optimizer.update, scalars.get("optimizer", {}))
-    grads, loss_sum, metrics = summed_gradients(
-        state.params, batch, on_rest(objective, rest), num_micro_batches, unit_rows
-    )
+
+    def gradients(
+        params: Params, rows: RowsT, constants: tuple[Scalars, Rest]
+    ) -> tuple[Params, Array, Metrics]:
+        of_rows = on_rest(at(objective, constants[0]), constants[1])
+        return summed_gradients(params, rows, of_rows, num_micro_batches, unit_rows)
+
+    summed = gradients if over_copies is None else over_copies(gradients)
+    constants = (scalars.get("objective", {}), rest)
+    grads, loss_sum, metrics = summed(state.params, batch, constants)
     count = denominator(batch.mask_RC, aggregation, getattr(batch, "counted_R", None))
     grads = jax.tree.map(lambda g: g / count, grads)
     updates, opt_state = update(grads, state.opt_state, state.params)

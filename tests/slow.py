@@ -24,6 +24,8 @@ QUICK_CASES = {
             "online_dpo-*",
             "ppo-*",
         ),
+        "devices/test_copies.py::test_an_update_is_that_of_one_device": ("bfloat16", "tensor"),
+        "devices/test_copies.py::test_gradients_cross_hosts_once_an_update": ("bfloat16", "tensor"),
         "devices/test_distributed.py::"
         "test_killing_one_process_ends_all_with_a_message_within_a_minute": ("one_copy",),
         "devices/test_reallocate.py::test_any_placement_to_any_other": ("?",),
@@ -177,6 +179,7 @@ SLOW = {
             "algorithms/test_battery.py::test_presets_compiled["
         ],
         "devices/test_distributed.py::test_two_processes_with_slices_and_threads_train_as_one": [
+            "devices/test_distributed.py::test_four_processes_share_one_copy_or_two_of_the_params",
             "devices/test_distributed.py::test_four_processes_train_as_one",
             "devices/test_distributed.py::test_only_the_first_process_writes",
             "devices/test_distributed.py::test_started_again_the_pipeline_ends_as_one_process_does",

@@ -169,14 +169,16 @@ def untimed(path: Path) -> list[dict[str, Any]]:
 
 
 def state(directory: Path, stage: str) -> tuple[int, list[np.ndarray]]:
-    """The newest checkpoint of a stage: its step, and every array of it."""
-    with ocp.CheckpointManager((directory / "checkpoints" / stage).absolute()) as manager:
-        step = manager.latest_step()
-        assert step is not None, f"no checkpoint of {stage}"
-        return step, [
-            np.asarray(leaf)
-            for leaf in jax.tree.leaves(manager.restore(step, args=ocp.args.StandardRestore()))
-        ]
+    """The newest checkpoint of a stage, which several processes may have written: its step, and
+    every array of it.
+    """
+    folder = directory / "checkpoints" / stage
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    assert steps, f"no checkpoint of {stage}"
+    path, reader = (folder / str(max(steps)) / "default").absolute(), ocp.PyTreeCheckpointer()
+    shapes = reader.metadata(path).item_metadata.tree
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+    return max(steps), jax.tree.leaves(reader.restore(path, restore_args=arguments))
 
 
 def start_dpo(directory: Path, cache: Path, *overrides: str) -> subprocess.Popen:

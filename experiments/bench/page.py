@@ -191,6 +191,29 @@ def kills() -> str:
     return table(("run", "kills", "of them with a sampling thread", "ended equal"), rows)
 
 
+def host_kills() -> str:
+    """A row for each of two processes: how often it was killed, how the other one ended, and how
+    many directories ended equal to the bit.
+    """
+    runs = [run for run in read("kill_hosts")["runs"] if run["killed"]]
+    rows = []
+    for victim, label in enumerate(("the first", "the second")):
+        killed = [run for run in runs if run["victim"] == victim]
+        rows.append(
+            [
+                label,
+                str(len(killed)),
+                str(sum(run["loop"] == "asynchronous" for run in killed)),
+                str(sum(not run["faults"] for run in killed)),
+                f"{max(run['seconds'] for run in killed):.0f} s",
+                str(sum(not run["differ"] for run in killed)),
+            ]
+        )
+    columns = ("process that was killed", "kills", "of them with a sampling thread")
+    ends = ("the other ended with one line", "at most after", "ended equal")
+    return table((*columns, *ends), rows)
+
+
 def plans_summary() -> dict[str, str]:
     """The figures of random plans and of memory, by the name of their field in the page."""
     (estimates,) = cases("plans", lambda case: case["case"] == "estimates")
@@ -368,6 +391,7 @@ def pages() -> dict[str, str | Figure]:
         overlap=overlap(),
         slots=slots(),
         kills=kills(),
+        host_kills=host_kills(),
         searched=searched(),
         realhf=realhf(),
         realhf_summary=realhf_summary(),

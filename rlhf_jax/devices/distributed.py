@@ -32,6 +32,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from rlhf_jax.devices import coordinator
 from rlhf_jax.devices.dispatch import Compiled as Compiled
 from rlhf_jax.devices.dispatch import compiled as compiled
 from rlhf_jax.devices.dispatch import compiled_here as compiled_here
@@ -151,12 +152,13 @@ def initialize(environment: Mapping[str, str] = os.environ) -> bool:
     watch.daemon = True
     watch.start()
     try:
-        jax.distributed.initialize(
-            **settings,
-            initialization_timeout=2 * seconds + 60,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=GOODBYE_SECONDS,
-        )
+        with coordinator.outside():
+            jax.distributed.initialize(
+                **settings,
+                initialization_timeout=2 * seconds + 60,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=GOODBYE_SECONDS,
+            )
         if not is_first():
             _only_read()
         devices_by_host()
@@ -208,13 +210,13 @@ def leave(error: BaseException, status: int) -> NoReturn:
             f"a call over all processes failed, as it does when another of them has ended ({text})",
             1,
         )
+    elif isinstance(error, Refusal):
+        text = f"error: {error}"
     text = " ".join(text.split())
     print(f"\nprocess {jax.process_index()} of {jax.process_count()}: {text}", file=sys.stderr)
-    print(
-        "the run stops; the same command goes on from the last checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
+    if not isinstance(error, Refusal):  # the same command would be refused again
+        print("the run stops; the same command goes on from the last checkpoint", file=sys.stderr)
+    sys.stderr.flush()
     sys.stdout.flush()
     os._exit(status)
 

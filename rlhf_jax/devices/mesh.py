@@ -75,6 +75,7 @@ def make_mesh(config: Config, devices: Sequence[Device] | None = None) -> Mesh:
     devices_by_host = (
         distributed.devices_by_host() if devices is None else np.asarray(devices)[None]
     )
+    _check_tensor(config, *devices_by_host.shape)
     shape = mesh_shape(config, devices_by_host.shape[1])
     fsdp_hosts = hosts_of_a_copy(config, len(devices_by_host))
     if fsdp_hosts > 1 and shape[0] > 1:
@@ -84,6 +85,17 @@ def make_mesh(config: Config, devices: Sequence[Device] | None = None) -> Mesh:
             f"mesh.data=1 and mesh.fsdp={shape[0] * shape[1]}"
         )
     return over_hosts(devices_by_host[:, : int(np.prod(shape))], shape, fsdp_hosts)
+
+
+def _check_tensor(config: Config, num_hosts: int, devices_of_host: int) -> None:
+    """Raises Refusal where tensor would be over several hosts."""
+    if num_hosts > 1 and config.tensor > devices_of_host:
+        raise Refusal(
+            f"mesh.tensor is {config.tensor}, and each of the {num_hosts} hosts has "
+            f"{devices_of_host} device(s): tensor is inside a host, because it sums activations in "
+            f"every layer; accepted: mesh.tensor={devices_of_host} or fewer; "
+            f"mesh.fsdp_hosts={num_hosts} shares one copy of the params over the hosts"
+        )
 
 
 def hosts_of_a_copy(config: Config, num_hosts: int) -> int:

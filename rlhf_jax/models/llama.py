@@ -71,6 +71,9 @@ class Config:
     # with dtype bfloat16, of the gradients of kernels and embeddings: "float32" does not round them
     # before they are summed over devices, micro-batches and passes; see docs/guides/memory.md
     gradient_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    # of gradients on the network between hosts with a copy of the params each; "bfloat16" halves the
+    # bytes, and rounds each copy's gradient and the sum; see docs/scale/hosts.md
+    network_gradient_dtype: Literal["bfloat16", "float32"] = "float32"
 
     def window(self, layer: int) -> int:
         """Number of columns that a query of this layer sees at most, its own among them; 0 is all."""

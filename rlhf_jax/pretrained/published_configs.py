@@ -25,6 +25,7 @@ NOT_PUBLISHED = (
     "attention",
     "scan_layers",
     "gradient_dtype",
+    "network_gradient_dtype",
     "init_scale",
     "padding_id",
 )  # of our configs: no folder says it

@@ -81,7 +81,7 @@ _OF_CLASS: dict[Class, str] = {
         dpo.num_micro_batches
         rlhf.sampler_slices rlhf.sampler_slice_devices rlhf.prompt_values.prompts_per_batch
     """,
-    Class.COMPUTED: "model.dtype model.gradient_dtype",
+    Class.COMPUTED: "model.dtype model.gradient_dtype model.network_gradient_dtype",
     Class.EXTENDING: "rlhf.total_prompts",
     Class.PLACE: """
         begin pretrained.base pretrained.sft pretrained.adapter pretrained.reward_model pretrained.gold

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from rlhf_jax.clock import choice
 from rlhf_jax.dataflow import SCORES, Call
 from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.devices.copies import copies_of
 from rlhf_jax.devices.placement import put
 from rlhf_jax.micro_batches import map_micro_batches
 from rlhf_jax.ops.once import bound
@@ -95,6 +96,7 @@ def update(
         unit_rows=spec.block_rows,
         num_micro_batches=spec.resolved_plan.micro_batches(call.name),
         scale=scale,
+        over_copies=copies_of(spec.model_of(call), mesh),
     )
     shardings = (state_shardings, sharding.replicated(mesh))
     run = distributed.compiled(

@@ -107,7 +107,10 @@ class Workspace:
             return self.value_model
         computed = {
             name: getattr(self.model, name)
-            for name in ("dtype", "remat", "remat_policy", "scan_layers", "gradient_dtype")
+            for name in (
+                *("dtype", "remat", "remat_policy", "scan_layers"),
+                *("gradient_dtype", "network_gradient_dtype"),
+            )
             if hasattr(self.model, name)
         }
         return pretrained_models.classifier(self.pretrained.reward_model, **computed)

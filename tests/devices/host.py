@@ -142,6 +142,30 @@ def one_copy(directory):
     return found
 
 
+def four(directory):
+    """Four hosts that share one copy of the params, and two copies of two hosts each: both loops, and
+    a run that goes on from its checkpoint.
+    """
+    from rlhf_jax.devices import dispatch
+    from rlhf_jax.runtime import asynchronous, synchronous
+    from tests.runtime import rounds
+
+    found = {}
+    for name, fsdp_hosts in (("one", 4), ("two", 2)):
+        shared = program_of((1, 1, 1, fsdp_hosts), 1)
+        program = rounds.program_of(Clock(ROUNDS, lag=1), shared)
+        expected = run(program, synchronous)
+        with dispatch.logged() as log:
+            threaded = run(program, asynchronous)
+        check_bitwise(threaded, expected)
+        check_bitwise(resumed(program, directory / name), expected)
+        found[f"{name}/dispatched"] = np.str_("; ".join(str(each) for each in log if each.spans))
+        leaf = max(jax.tree.leaves(shared.reference_params), key=lambda leaf: leaf.size)
+        found[f"{name}/share"] = np.float64(leaf.addressable_shards[0].data.size / leaf.size)
+        found |= {f"{name}/{key}": value for key, value in threaded.items()}
+    return found
+
+
 def spanning_sampler(program):
     """A program whose sampler reads the samples of all hosts, as it must not."""
     generate = program.generate
@@ -253,6 +277,7 @@ def talk():
     other = mesh.over_hosts(distributed.devices_by_host()[:, ::-1], (1, 2, 1))
     there = per_host.reshard(fed, NamedSharding(other, PartitionSpec(("data", "fsdp"))))
     np.testing.assert_array_equal(distributed.fetch(there), given)
+    check_rounded_sum(where)
     assert distributed.all_gather(process) == [0, 1]
     assert distributed.agree(["it", process], where) == ["it", 0]
     mine = np.full((2, 3), 1 / 3 + process)  # not a float32
@@ -271,6 +296,24 @@ def talk():
         ),
     }
     return {f"refused/{name}": np.str_(message_of(call)) for name, call in refused.items()}
+
+
+def check_rounded_sum(where):
+    """Addends of four devices of two hosts are sent as bfloat16, and so is their sum."""
+    from jax import numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from rlhf_jax.ops.row_shards import RowShards
+
+    shards = RowShards(where, ("data",))
+    given = np.random.default_rng(0).standard_normal((4, 5, 3)).astype(np.float32)
+    addends = distributed.feed(given, NamedSharding(where, PartitionSpec("data")))
+    total = distributed.compiled(
+        lambda addends: shards.reduced_rounded(addends, PartitionSpec(), "bfloat16")
+    )
+    rounded = given.astype(jnp.bfloat16).astype(np.float32).sum(0)
+    expected = rounded.astype(jnp.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(distributed.fetch(total(addends)), expected)
 
 
 def message_of(call):
@@ -403,7 +446,8 @@ def inflight(directory):
 def main():
     directory, scenario = Path(sys.argv[1]), sys.argv[2]
     assert distributed.initialize()
-    found = {"slices": slices, "rows": rows, "inflight": inflight}[scenario](directory)
+    scenarios = {"slices": slices, "rows": rows, "inflight": inflight, "four": four}
+    found = scenarios[scenario](directory)
     np.savez(directory / f"{jax.process_index()}.npz", **found)
     distributed.barrier()
 

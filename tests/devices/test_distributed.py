@@ -2,25 +2,21 @@
 the same samples.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from itertools import chain
 from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import tiny
 
 from experiments.bench import kill
+from experiments.bench.processes import Processes
 from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed, mesh, sharding
 from rlhf_jax.records import jsonl
@@ -53,59 +49,11 @@ LINES_BEFORE = (
 )  # of metrics: SFT, comparisons, reward model; RLHF's first evaluation, and update 5
 
 
-class Processes:
-    """Processes `0 .. count - 1` of one run, each with its output in a file."""
-
-    def __init__(self, directory: Path, command: list[str], count: int, devices: int):
-        directory.mkdir(exist_ok=True)
-        shared = {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_NUMPY_RANK_PROMOTION": "raise",
-            "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
-            "JAX_NUM_PROCESSES": str(count),
-            "PYTHONPATH": os.pathsep.join([str(kill.ROOT), str(kill.ROOT / "tests")]),
-        }
-        self.logs = [directory / f"log.{place}" for place in range(count)]
-        self.all = []
-        for place, log in enumerate(self.logs):
-            with open(log, "w") as file:
-                one = subprocess.Popen(
-                    [sys.executable, *command],
-                    cwd=kill.ROOT,
-                    env=os.environ | shared | {"JAX_PROCESS_ID": str(place)},
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                )
-            self.all.append(one)
-
-    def said(self) -> str:
-        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in self.logs)
-
-    def wait(self, seconds: float = LIMIT_SECONDS) -> list[int]:
-        """Exit statuses. A process that outlives the limit is killed, and so are the others: its
-        status says so.
-        """
-        deadline = time.monotonic() + seconds
-        for one in self.all:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                one.wait(max(0.0, deadline - time.monotonic()))
-        for one in self.all:
-            one.kill()
-        return [one.wait() for one in self.all]
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("localhost", 0))
-        return one.getsockname()[1]
-
-
 def found_by(directory: Path, scenario: str, count: int, devices: int) -> dict[str, np.ndarray]:
     """What the processes of `host.py` found, which is the same for all."""
     script = str(Path(__file__).with_name("host.py"))
     processes = Processes(directory, [script, str(directory), scenario], count, devices)
-    assert processes.wait() == [0] * count, processes.said()
+    assert processes.wait(LIMIT_SECONDS) == [0] * count, processes.said()
     found = [dict(np.load(directory / f"{place}.npz")) for place in range(count)]
     for other in found[1:]:
         assert other.keys() == found[0].keys()
@@ -149,6 +97,11 @@ def in_flight(tmp_path_factory):
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     return found_by(tmp_path_factory.mktemp("four"), "rows", 4, 1)
+
+
+@pytest.fixture(scope="module")
+def copies_of_four(tmp_path_factory):
+    return found_by(tmp_path_factory.mktemp("copies_of_four"), "four", 4, 2)
 
 
 def check_equal(found, expected, prefix=""):
@@ -215,6 +168,20 @@ def test_one_copy_of_the_params_over_two_processes_trains_as_one_process(slices,
     """Threaded, at lag 1: bitwise the synchronous loop and a resumed run, which `host.py` asserts."""
     check_equal(slices, sharded, "one_copy/")
     assert slices["one_copy/share"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "share"), [("one", (1, 4, 1), 1 / 4), ("two", (2, 2, 1), 1 / 2)]
+)
+def test_four_processes_share_one_copy_or_two_of_the_params(copies_of_four, name, shape, share):
+    """As one process on that mesh. `host.py` asserts that the threaded, the synchronous and the
+    resumed run are equal to the bit, and `found_by` that all processes dispatched in one order.
+    """
+    program = rounds.program_of(Clock(host.ROUNDS, lag=1), rounds.make_program(shape))
+    check_equal(copies_of_four, host.run(program, synchronous), f"{name}/")
+    assert copies_of_four[f"{name}/share"] == share
+    log = str(copies_of_four[f"{name}/dispatched"]).split("; ")
+    assert sum(": train_policy on " in entry for entry in log) == host.ROUNDS
 
 
 def test_a_ring_that_visits_hosts_in_any_order_trains_as_one_process(slices, alone):
@@ -291,7 +258,7 @@ def killed(folder):
     kill.wait_for(processes.all[0], folder / "two", LINES_BEFORE)
     processes.all[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
-    statuses = processes.wait()
+    statuses = processes.wait(LIMIT_SECONDS)
     seconds = time.monotonic() - began
     return statuses, processes.said(), seconds, whole
 
@@ -314,9 +281,9 @@ def test_killing_one_process_ends_all_with_a_message_within_a_minute(killed):
 
 def test_started_again_the_pipeline_ends_as_one_process_does(folder, killed):
     whole = killed[3]
-    assert whole.wait() == [0], whole.said()
+    assert whole.wait(LIMIT_SECONDS) == [0], whole.said()
     again = start(folder / "two", 2)
-    assert again.wait() == [0, 0], again.said()
+    assert again.wait(LIMIT_SECONDS) == [0, 0], again.said()
     assert "report: " in again.logs[0].read_text()
     assert "report: " not in again.logs[1].read_text()
     check_runs(folder / "one", folder / "two")
@@ -325,7 +292,10 @@ def test_started_again_the_pipeline_ends_as_one_process_does(folder, killed):
 def check_runs(one_run: Path, other_run: Path):
     """Params and figures within tolerance, and the same tokens."""
     for stage in kill.STAGES:
-        (step, arrays), (other_step, others) = newest(one_run, stage), newest(other_run, stage)
+        (step, arrays), (other_step, others) = (
+            kill.state(one_run, stage),
+            kill.state(other_run, stage),
+        )
         assert step == other_step
         for one, other in zip(arrays, others, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=stage)
@@ -360,13 +330,13 @@ def test_a_pipeline_in_flight_of_two_processes_is_killed_and_ends_as_one(tmp_pat
     """
     one, two = tmp_path / "one", tmp_path / "two"
     whole = start_in_flight(one, 1, 2)
-    assert whole.wait() == [0], whole.said()
+    assert whole.wait(LIMIT_SECONDS) == [0], whole.said()
     processes = start_in_flight(two, 2, 1)
     kill.wait_for(processes.all[0], two, LINES_BEFORE)
     processes.all[1].send_signal(signal.SIGKILL)
-    assert processes.wait() == [1, -signal.SIGKILL], processes.said()
+    assert processes.wait(LIMIT_SECONDS) == [1, -signal.SIGKILL], processes.said()
     again = start_in_flight(two, 2, 1)
-    assert again.wait() == [0, 0], again.said()
+    assert again.wait(LIMIT_SECONDS) == [0, 0], again.said()
     assert "going on from" not in again.said(), "a checkpoint was passed over"
     check_runs(one, two)
     rows = list(jsonl.read(one / "ledger.jsonl"))
@@ -387,16 +357,6 @@ def check_figures(ones, others):
         for name, value in one.items():
             if isinstance(value, float) and name != "accuracy":
                 assert other[name] == pytest.approx(value, rel=1e-3, abs=1e-4), (one["stage"], name)
-
-
-def newest(directory: Path, stage: str):
-    """Step and arrays, on this process alone, of a checkpoint that several may have written."""
-    folder = directory / "checkpoints" / stage
-    step = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    path, reader = (folder / str(step) / "default").absolute(), ocp.PyTreeCheckpointer()
-    shapes = reader.metadata(path).item_metadata.tree
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-    return step, jax.tree.leaves(reader.restore(path, restore_args=arguments))
 
 
 def test_environments_say_who_is_who():
@@ -461,11 +421,62 @@ def test_a_coordinator_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_INITIALIZATION_SECONDS", "2")
     processes = Processes(tmp_path, [*PIPELINE, f"--config.directory={tmp_path / 'run'}"], 2, 1)
     processes.all[0].kill()
-    assert processes.wait()[1] == 2
+    assert processes.wait(LIMIT_SECONDS)[1] == 2
     said = processes.logs[1].read_text()
     assert "Traceback" not in said
     assert "error: process 1 of 2 did not meet the others at localhost:" in said
     assert "within 2 s; accepted: as many processes as are said" in said
+    assert not (tmp_path / "run").exists()
+
+
+OUTLIVES = """
+import os, signal, sys, time
+from rlhf_jax.devices import distributed
+distributed.initialize()
+distributed.barrier()
+if distributed.is_first():
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(2)
+try:
+    distributed.barrier()
+except Exception as error:
+    distributed.leave(error, 2)
+"""
+
+
+def is_open(port: int) -> bool:
+    """True where somebody listens on a port of this machine."""
+    with socket.socket() as client:
+        return client.connect_ex(("localhost", port)) == 0
+
+
+def test_the_first_process_is_killed_and_the_others_say_why_they_end(tmp_path):
+    """jax alone would abort them with a stack trace while they sleep."""
+    processes = Processes(tmp_path, ["-c", OUTLIVES], 2, 1)
+    assert processes.wait(60) == [-signal.SIGKILL, 1], processes.said()
+    ended, said = time.monotonic(), processes.logs[1].read_text()
+    while is_open(processes.port):
+        assert time.monotonic() - ended < 5, "the port is not free for the same command"
+        time.sleep(0.1)
+    assert said.count("as it does when another of them has ended") == 1
+    assert "Check failure" not in said
+
+
+def test_tensor_over_hosts_is_one_line(tmp_path):
+    """The mesh of two processes of two devices, before anything is written."""
+    keys = ("mesh.tensor=4", f"directory={tmp_path / 'run'}")
+    command = [*PIPELINE, *(f"--config.{key}" for key in keys)]
+    processes = Processes(tmp_path, command, 2, 2)
+    assert processes.wait(LIMIT_SECONDS) == [2, 2], processes.said()
+    for index, log in enumerate(processes.logs):
+        (line,) = [line for line in log.read_text().splitlines() if "tensor" in line]
+        assert line == (
+            f"process {index} of 2: error: mesh.tensor is 4, and each of the 2 hosts has 2 device(s): tensor is inside a "
+            "host, because it sums activations in every layer; accepted: mesh.tensor=2 or fewer; "
+            "mesh.fsdp_hosts=2 shares one copy of the params over the hosts"
+        )
+        assert "Traceback" not in log.read_text()
+        assert "the run stops" not in log.read_text()
     assert not (tmp_path / "run").exists()
 
 

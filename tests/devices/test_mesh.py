@@ -105,9 +105,13 @@ def test_a_host_without_a_box_has_none():
             mesh.Config(data=2, fsdp_hosts=2),
             "mesh.data is 2 on each host beside mesh.fsdp_hosts=2.*accepted: mesh.data=1 and mesh.fsdp=2",
         ),
+        (
+            mesh.Config(tensor=8),
+            r"mesh.tensor is 8, and each of the 4 hosts has 4 device\(s\).*accepted: mesh.tensor=4",
+        ),
     ],
 )
-def test_hosts_that_cannot_share_a_copy_are_refused(monkeypatch, config, message):
+def test_meshes_that_hosts_cannot_have_are_refused(monkeypatch, config, message):
     monkeypatch.setattr(distributed, "devices_by_host", lambda: blocks(4, 4))
     with pytest.raises(Refusal, match=message):
         mesh.make_mesh(config)

@@ -297,6 +297,28 @@ def test_float32_gradients_of_a_published_shape_are_as_compiled(num_layers):
     assert 0 <= difference <= 0.08 * find("tpu-v5e").memory_bytes
 
 
+@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("network_bytes", [4, 2])
+def test_gradients_of_two_hosts_cross_the_network_once_an_update(
+    seven, micro_batches, network_bytes
+):
+    """A host sends as much as if it trained on its half of the prompts alone, and 2 · 1/2 of the
+    gradient that a device holds, an eighth of the model: `tests/devices/test_copies.py` compiles it.
+    """
+    shape = replace(seven, network_bytes=network_bytes)
+    two, one = (
+        on(2, 8, 1, num_micro_batches=micro_batches),
+        on(1, 8, 1, num_micro_batches=micro_batches),
+    )
+    work = replace(WORK, num_prompts=512)
+    sent = formulas(shape, work).link_bytes(TRAIN, two)
+    inside = formulas(shape, replace(WORK, num_prompts=256)).link_bytes(TRAIN, one)
+    held = shape.split(8, 1).stored
+    assert sent - inside == pytest.approx(2 * (1 / 2) * held * network_bytes)
+    same_host = formulas(shape, work, hardware="tpu-v5e").link_bytes(TRAIN, on(2, 4, 1))
+    assert same_host > formulas(shape, WORK, hardware="tpu-v5e").link_bytes(TRAIN, on(1, 4, 1))
+
+
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
 def test_prompts_that_are_not_kept_are_sampled_and_judged_and_nothing_else(seven, call):
     """Sampling and the reward are those of twice as many prompts, in seconds and bytes; the others'

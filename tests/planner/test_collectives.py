@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlhf_jax.planner.compiled import hlo
-from rlhf_jax.planner.compiled.collectives import Collective, Sum, collectives, group_size, sums
+from rlhf_jax.planner.compiled.collectives import Collective, Sum, collectives, network_bytes, sums
+from rlhf_jax.planner.compiled.groups import groups
 
 TPU = Path(__file__).parent / "hlo"
 N = 8
@@ -243,25 +244,47 @@ def test_a_counter_beside_a_member_that_stays_has_an_upper_bound():
 
 
 @pytest.mark.parametrize(
-    ("attributes", "size"),
+    ("attributes", "expected"),
     [
-        ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", 2),
-        ("replica_groups=[2,4]<=[8]", 4),
-        ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
-        ("replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}", 4),
-        ("replica_groups=mesh['x'=2,'y'=4] {'x','y'}", 8),
-        ("replica_groups=mesh['x'=4,'y'=1,'z'=2], device_ids=([2,4]T(1,0)) {'x'}, channel_id=2", 4),
-        ("replica_groups=mesh['x'=2,'y'=4] {'x','y':(2)2}", 4),
-        ("channel_id=1, replica_groups={}, to_apply=%add", 8),
+        ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", [[0, 1], [2, 3], [4, 5], [6, 7]]),
+        ("replica_groups=[2,4]<=[8]", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        (
+            "replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}",
+            [[0, 1, 2, 3], [4, 5, 6, 7]],
+        ),
+        ("replica_groups=mesh['x'=2,'y'=4] {'x'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("replica_groups=mesh['x'=2,'y'=4] {'x','y'}", [[*range(8)]]),
+        (
+            "replica_groups=mesh['x'=4,'y'=1,'z'=2], device_ids=([2,4]T(1,0)) {'x'}, channel_id=2",
+            [[0, 1, 2, 3], [4, 5, 6, 7]],
+        ),
+        ("replica_groups=mesh['x'=2,'y'=4] {'x','y':(2)2}", [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        ("replica_groups=mesh['x'=2,'y'=4] {'y':(1)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+        ("channel_id=1, replica_groups={}, to_apply=%add", [[*range(8)]]),
+        ("channel_id=1, source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
     ],
 )
-def test_devices_of_a_group(attributes, size):
-    assert group_size(attributes, N) == size
+def test_devices_of_a_group(attributes, expected):
+    assert groups(attributes, N) == expected
 
 
 def test_groups_of_an_unknown_form_are_refused():
     with pytest.raises(ValueError, match=r"replica_groups=ring\(4\),? which is no known form"):
-        group_size("channel_id=1, replica_groups=ring(4), to_apply=%add", N)
+        groups("channel_id=1, replica_groups=ring(4), to_apply=%add", N)
+
+
+def test_collectives_between_hosts_of_four_devices():
+    """Of a mesh of 2 x 4, the first axis is between hosts and the second inside of one."""
+
+    def both(x):
+        return jax.lax.psum(jnp.sin(jax.lax.psum(x, "x")), "y")
+
+    found = collectives(compiled(both, mesh(2, 4), P(), P()), N)
+    assert [each.group_size for each in found] == [2, 4]
+    assert network_bytes(found, 4) == 2 * 1 / 2 * WHOLE
+    assert network_bytes(found, 8) == 0
+    assert network_bytes(found, 2) == (2 * 1 / 2 + 2 * 3 / 4) * WHOLE
 
 
 def test_bytes_of_shapes():

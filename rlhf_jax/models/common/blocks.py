@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from rlhf_jax.models.common import adapters, linear
+from rlhf_jax.models.common import layout as layouts
 from rlhf_jax.ops.linear.float32_gradients import wide_product
 from rlhf_jax.types import Array
 
@@ -298,7 +299,12 @@ class Embed(nn.Embed):
 
     def __call__(self, inputs: Array) -> Array:
         if not linear.widens_gradients(self.dtype, self.gradient_dtype):
-            return super().__call__(inputs)
+            if (layout := layouts.current()) is None or not layout.of_a_copy:
+                return super().__call__(inputs)
+            # XLA's partitioner aborts where the rows of a table are sharded in both dimensions and
+            # the function around is mapped over a third axis by hand (XLA of jaxlib 0.10).
+            table_VD = layout.whole_rows(self.embedding.astype(self.dtype))
+            return jnp.take(table_VD, inputs, axis=0)
         return linear.lookup(inputs, self.embedding, str(self.dtype), ("params", *self.path))
 
 

@@ -204,6 +204,11 @@ class Decoder:
         return getattr(self.config, "gradient_dtype", "bfloat16")
 
     @property
+    def network_gradient_dtype(self) -> str:
+        """The dtype that gradients are sent in between hosts."""
+        return getattr(self.config, "network_gradient_dtype", "float32")
+
+    @property
     def padding_id(self) -> int:
         return self.config.padding_id
 
@@ -370,18 +375,15 @@ def check_shape(config: DecoderConfig) -> None:
         raise Refusal(
             f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}"
         )
-    if config.dtype not in ("float32", "bfloat16"):
-        raise Refusal(f"dtype is {config.dtype!r}; accepted: float32, bfloat16")
-    if config.attention not in blocks.ATTENTIONS:
-        raise Refusal(
-            f"attention is {config.attention!r}; accepted: {', '.join(blocks.ATTENTIONS)}"
-        )
-    if remat_policy(config) not in REMAT_POLICIES:
-        raise Refusal(
-            f"remat_policy is {remat_policy(config)!r}; accepted: {', '.join(REMAT_POLICIES)}"
-        )
-    if (dtype := getattr(config, "gradient_dtype", "float32")) not in ("bfloat16", "float32"):
-        raise Refusal(f"gradient_dtype is {dtype!r}; accepted: bfloat16, float32")
+    dtypes = ("float32", "bfloat16")
+    choices = {
+        **dict.fromkeys(("dtype", "gradient_dtype", "network_gradient_dtype"), dtypes),
+        "attention": blocks.ATTENTIONS,
+        "remat_policy": tuple(REMAT_POLICIES),
+    }
+    for key, accepted in choices.items():
+        if (value := getattr(config, key, accepted[0])) not in accepted:
+            raise Refusal(f"{key} is {value!r}; accepted: {', '.join(accepted)}")
     if config.attention == "cudnn":
         _check_cudnn(config)
 

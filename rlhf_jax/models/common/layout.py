@@ -33,6 +33,16 @@ class Layout:
         sharding = NamedSharding(self.shards.mesh, P(self.shards.axes))
         return jax.lax.with_sharding_constraint(rows, sharding)
 
+    @property
+    def of_a_copy(self) -> bool:
+        """True inside a function that is mapped over the copies of the params: see `devices.copies`."""
+        return jax.sharding.AxisType.Manual in self.shards.mesh.axis_types
+
+    def whole_rows(self, table: Array) -> Array:
+        """A table whose last dimension is gathered; the compiler chooses the shards of the others."""
+        spec = P(*[P.UNCONSTRAINED] * (table.ndim - 1), None)
+        return jax.lax.with_sharding_constraint(table, NamedSharding(self.shards.mesh, spec))
+
     def specs(self, model: Model, params: Params) -> list[P]:
         """The spec of every param of a model, in the order of the leaves."""
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)

@@ -152,6 +152,14 @@ def gradient_dtype(model: Model) -> str:
     return getattr(model, "gradient_dtype", "bfloat16")
 
 
+def network_gradient_dtype(model: Model | ValueModel) -> str:
+    """The key `model.network_gradient_dtype` of a model; "float32" for a family of a user's own
+    without it.
+    """
+    decoder = model.backbone if isinstance(model, ValueModel) else model
+    return getattr(decoder, "network_gradient_dtype", "float32")
+
+
 def product(x_AD: Array, params: Mapping[str, Array], dtype: str, path: Path) -> Array:
     """`x kernel + bias` in `dtype`, `[A, F]`, with float32 gradients of kernel and bias.
 

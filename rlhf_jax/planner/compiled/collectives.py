@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
+from rlhf_jax.planner.compiled.groups import crosses, groups
 from rlhf_jax.planner.compiled.hlo import Computation, Instruction, Module, arrays, parse
 from rlhf_jax.planner.costs.collectives import Ring
 
@@ -58,6 +59,7 @@ class Collective:
         a loop's number of runs is not known and taken as 1.
       shape: of its result or its operand, whichever is whole, as HLO writes it, without layout.
       operation: the operation of the traced program that it came from, or "".
+      groups: devices of each group that takes part together.
     """
 
     kind: str
@@ -68,6 +70,7 @@ class Collective:
     bound: Bound
     shape: str
     operation: str
+    groups: tuple[tuple[int, ...], ...] = ()
 
     @property
     def link_bytes(self) -> float:
@@ -223,7 +226,8 @@ def _collective(
 ) -> Collective:
     operands = [computation.instructions[name] for name in instruction.operands]
     num_bytes = sum(operand.num_bytes for operand in operands)
-    size = group_size(instruction.attributes, num_devices)
+    together = groups(instruction.attributes, num_devices)
+    size = num_devices if kind == "collective-permute" else len(together[0])
     if kind == "all-reduce" and _is_scattered(module, computation, instruction, size):
         kind = "reduce-scatter"
     operation = re.search(r'op_name="([^"]*)"', instruction.attributes)
@@ -231,8 +235,26 @@ def _collective(
     kinds = arrays(whole)
     shape = ", ".join(f"{name}[{','.join(map(str, sizes))}]" for name, sizes in kinds[-1:])
     return Collective(
-        kind, size, num_bytes, 1, 0, "exact", shape, operation[1] if operation else ""
+        kind,
+        size,
+        num_bytes,
+        1,
+        0,
+        "exact",
+        shape,
+        operation[1] if operation else "",
+        tuple(map(tuple, together)),
     )
+
+
+def network_bytes(found: Sequence[Collective], devices_per_host: int) -> float:
+    """Bytes that a device sends in one call of the program, in collectives between hosts.
+
+    Args:
+      found: of a program.
+      devices_per_host: consecutive ones.
+    """
+    return sum(each.total_bytes for each in found if crosses(each.groups, devices_per_host))
 
 
 def _is_scattered(
@@ -246,31 +268,3 @@ def _is_scattered(
     kept = sum(prod(sizes) for user in slices for _, sizes in arrays(user.shape))
     whole = sum(prod(sizes) for _, sizes in arrays(instruction.shape))
     return bool(slices) and len(slices) == len(users) and kept < whole <= kept * size
-
-
-def group_size(attributes: str, num_devices: int) -> int:
-    """Devices that take part in a collective together.
-
-    Reads lists of devices, iotas such as `[2,4]<=[8]` (two groups of four) and axes of a mesh such
-    as `mesh['x'=2,'y'=4] {'y'}`, with the order of its devices or without.
-
-    Args:
-      attributes: of the instruction.
-      num_devices: of the program, which a collective without groups runs on.
-
-    Raises ValueError for groups that are written in another form.
-    """
-    mesh = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*)?\s*\{([^}]*)\}"
-    if found := re.search(mesh, attributes):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
-        axes = re.findall(
-            r"'([^']+)'(?::\(\d+\)(\d+))?", found[2]
-        )  # a part of an axis has its size
-        return prod(int(part or sizes[name]) for name, part in axes)
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
-        return int(found[1])
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return found[1].count(",") + 1
-    if found := re.search(r"replica_groups=(?!\{\})[^,\s]*", attributes):
-        raise ValueError(f"a collective has {found[0]}, which is no known form of groups")
-    return num_devices

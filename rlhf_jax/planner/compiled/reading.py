@@ -70,6 +70,7 @@ class Reading:
         fields = dataclasses.asdict(self)
         for found, each in zip(fields["collectives"], self.collectives, strict=True):
             found["link_bytes"], found["total_bytes"] = each.link_bytes, each.total_bytes
+            del found["groups"]
         return fields | {"link_bytes": self.link_bytes, "peak_bytes": self.peak_bytes}
 
 

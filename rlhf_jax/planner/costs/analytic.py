@@ -12,7 +12,12 @@ from rlhf_jax.dataflow import Call
 from rlhf_jax.devices import sharding
 from rlhf_jax.planner.api import Workload
 from rlhf_jax.planner.costs import memory, roofline
-from rlhf_jax.planner.costs.collectives import rings, tensor_crosses_hosts
+from rlhf_jax.planner.costs.collectives import (
+    data_crosses_hosts,
+    inside_a_copy,
+    rings,
+    tensor_crosses_hosts,
+)
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.planner.costs.lengths import decode_steps
 from rlhf_jax.planner.costs.memory import ADAPTER_BYTES
@@ -67,8 +72,11 @@ class AnalyticCostModel:
             links = rings(device, placement.devices, mesh_shape)
             weight_bytes = shape.param_bytes if call.kind == "train" else shape.copy_bytes
             rows_move = fsdp > 1 and (call.kind == "generate" or not self.rows_stay)
+            copies = None
+            if call.kind == "train" and data_crosses_hosts(device, placement.devices, mesh_shape):
+                copies, links = links.data, inside_a_copy(links)
             self._parts[key] = Part(
-                device, shape, shape.split(fsdp, tensor), links, weight_bytes, rows_move
+                device, shape, shape.split(fsdp, tensor), links, weight_bytes, rows_move, copies
             )
         return self._parts[key]
 
@@ -221,6 +229,7 @@ class AnalyticCostModel:
         remat = part.shape.remat if placement.remat is None else placement.remat
         passes = 2 if self.shares(call) else 1
         update = roofline.train_seconds(part, run, remat, placement.num_micro_batches, passes)
+        update += roofline.network_seconds(part)
         update += roofline.optimizer_seconds(part, self.optimizer_bytes)
         return self.work.num_minibatches * self.work.num_epochs * update
 

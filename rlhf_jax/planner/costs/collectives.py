@@ -5,7 +5,7 @@ high performance computing
 applications 19, §4):  all-reduce 2 (n − 1)/n · b/w,  all-gather and reduce-scatter (n − 1)/n · b/w,  each and a latency.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -71,6 +71,19 @@ def _ring(hardware: Hardware, host_of_groups: np.ndarray) -> Ring:
     return Ring(
         host_of_groups.shape[1], hardware.link_efficiency * bandwidth, hardware.collective_latency
     )
+
+
+def inside_a_copy(found: Rings) -> Rings:
+    """The rings of the devices that share one copy of the params."""
+    return replace(found, data=replace(found.data, size=1), rows=found.fsdp)
+
+
+def data_crosses_hosts(
+    hardware: Hardware, devices: tuple[int, ...], mesh_shape: tuple[int, int, int]
+) -> bool:
+    """True where some group of the data axis has devices of several hosts."""
+    hosts = np.asarray(devices).reshape(mesh_shape) // hardware.devices_per_host
+    return bool((hosts != hosts[:1]).any())
 
 
 def tensor_crosses_hosts(

@@ -8,7 +8,7 @@ nothing is taken to overlap inside a call.
 
 from dataclasses import dataclass
 
-from rlhf_jax.planner.costs.collectives import Rings
+from rlhf_jax.planner.costs.collectives import Ring, Rings
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.planner.costs.shapes import Shape, Split
 from rlhf_jax.scoring import MAX_LOGITS
@@ -28,6 +28,9 @@ class Part:
     rows_move: bool = (
         False  # under fsdp, hidden states are brought together and not params: see `fsdp_seconds`
     )
+    # Of copies of the params on several hosts, whose gradients are summed once per update
+    # (`devices.copies`); `rings` are then those inside a copy.
+    copies: Ring | None = None
 
     @property
     def spread(self) -> int:
@@ -335,6 +338,16 @@ def reduce_seconds(part: Part) -> float:
     cut = (split.stored - split.whole_over_fsdp) * rings.fsdp.size - split.cut_head
     whole = rings.rows.all_reduce(split.whole_over_fsdp * part.shape.param_bytes)
     return _scattered_seconds(part, cut) + whole
+
+
+def network_seconds(part: Part) -> float:
+    """Summing a device's gradients over the copies of the params on other hosts, once per update."""
+    if part.copies is None:
+        return 0.0
+    trained = part.split.stored
+    if part.shape.adapter:
+        trained = part.shape.adapter_elements(part.rings.fsdp.size, part.rings.tensor.size)
+    return part.copies.all_reduce(trained * part.shape.network_bytes)
 
 
 def optimizer_seconds(part: Part, optimizer_bytes: float) -> float:

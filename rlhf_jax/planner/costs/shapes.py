@@ -18,7 +18,11 @@ from rlhf_jax.devices.sharding import RULES
 from rlhf_jax.models import llama
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import adapters, decoder, stacking
-from rlhf_jax.models.common.linear import gradient_dtype, widens_gradients
+from rlhf_jax.models.common.linear import (
+    gradient_dtype,
+    network_gradient_dtype,
+    widens_gradients,
+)
 from rlhf_jax.models.common.stacking import unstack
 from rlhf_jax.models.common.value_head import ValueModel
 from rlhf_jax.ops.once import once
@@ -107,6 +111,7 @@ class Shape:
     attention: str = "xla"
     # Products are in bfloat16, and gradients are summed and reduced in float32.
     float32_gradients: bool = False
+    network_bytes: int = 4  # of a gradient as it is sent between hosts with a copy each
     scanned: bool = False  # layers are stacked and run in a scan
     adapter: tuple[Leaf, ...] = ()
 
@@ -224,6 +229,7 @@ def model_shape(
         remat_policy=decoder.remat_policy(config),
         attention=config.attention,
         float32_gradients=widens_gradients(config.dtype, gradient_dtype(backbone)),
+        network_bytes=np.dtype(network_gradient_dtype(backbone)).itemsize,
         scanned=stacking.period(config) > 0,
         adapter=_adapter_leaves(model, lora) if lora.rank else (),
     )

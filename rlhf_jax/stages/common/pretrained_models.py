@@ -38,6 +38,7 @@ COMPUTED = (
     "attention",
     "scan_layers",
     "gradient_dtype",
+    "network_gradient_dtype",
 )  # how a model is computed: the run says it, no folder does
 
 

@@ -12,6 +12,7 @@ import jax
 import optax
 
 from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.devices.copies import copies_of
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.adapters import Rest, join, split
@@ -138,6 +139,7 @@ class SupervisedStage:
             aggregation=aggregation,
             unit_rows=unit_rows,
             num_micro_batches=config.num_micro_batches or 1,  # left open: not chosen here
+            over_copies=copies_of(self.model, workspace.mesh),
         )
         compiled = distributed.compiled(
             sharding.keeping_rows(step, workspace.mesh),
