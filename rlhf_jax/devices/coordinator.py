@@ -4,6 +4,8 @@ jax runs the service in the first process. When that process dies, jax aborts al
 a stack trace, before they can say why they end. Here the service goes on for `GRACE_SECONDS`, so that
 the death of the first process is like that of another one: a collective fails, and each process ends
 with its own message. A refusal that the first process is the first to find is printed by all.
+
+jax has no public door to the service. A jax that makes it in another way keeps its own, with a notice.
 """
 
 import contextlib
@@ -59,7 +61,15 @@ class Service:
 def outside() -> Iterator[None]:
     """Has `jax.distributed.initialize` begin the service in a process of its own in the block."""
     library = importlib.import_module("jaxlib._jax")  # of which jax takes the service by name
-    begin = getattr(library, FACTORY)
+    begin = getattr(library, FACTORY, None)
+    if begin is None:
+        print(
+            "notice: this jax keeps its coordination service in the first process; when that one "
+            "dies, the others end with a stack trace",
+            file=sys.stderr,
+        )
+        yield
+        return
     setattr(library, FACTORY, Service)
     try:
         yield

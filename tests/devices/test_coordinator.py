@@ -5,6 +5,7 @@ import signal
 import socket
 
 import pytest
+from jaxlib import _jax as library  # pyright: ignore[reportAttributeAccessIssue]
 
 from experiments.bench.processes import free_port
 from rlhf_jax.devices import coordinator
@@ -39,3 +40,15 @@ def test_a_killed_service_is_not_waited_for():
     os.kill(service.child.pid, signal.SIGKILL)
     service.shutdown()
     assert service.child.returncode == -signal.SIGKILL
+
+
+def test_a_jax_without_that_door_keeps_its_own_service(monkeypatch, capsys):
+    begin = getattr(library, coordinator.FACTORY)
+    with coordinator.outside():
+        assert getattr(library, coordinator.FACTORY) is coordinator.Service
+    assert getattr(library, coordinator.FACTORY) is begin
+    assert not capsys.readouterr().err
+    monkeypatch.delattr(library, coordinator.FACTORY)
+    with coordinator.outside():
+        assert not hasattr(library, coordinator.FACTORY)
+    assert "keeps its coordination service" in capsys.readouterr().err
