@@ -12,12 +12,7 @@ from rlhf_jax.dataflow import Call
 from rlhf_jax.devices import sharding
 from rlhf_jax.planner.api import Workload
 from rlhf_jax.planner.costs import memory, roofline
-from rlhf_jax.planner.costs.collectives import (
-    data_crosses_hosts,
-    inside_a_copy,
-    rings,
-    tensor_crosses_hosts,
-)
+from rlhf_jax.planner.costs.collectives import copies_apart, rings, tensor_crosses_hosts
 from rlhf_jax.planner.costs.hardware import Hardware
 from rlhf_jax.planner.costs.lengths import decode_steps
 from rlhf_jax.planner.costs.memory import ADAPTER_BYTES
@@ -73,8 +68,8 @@ class AnalyticCostModel:
             weight_bytes = shape.param_bytes if call.kind == "train" else shape.copy_bytes
             rows_move = fsdp > 1 and (call.kind == "generate" or not self.rows_stay)
             copies = None
-            if call.kind == "train" and data_crosses_hosts(device, placement.devices, mesh_shape):
-                copies, links = links.data, inside_a_copy(links)
+            if call.kind == "train":
+                links, copies = copies_apart(links, device, placement.devices, mesh_shape)
             self._parts[key] = Part(
                 device, shape, shape.split(fsdp, tensor), links, weight_bytes, rows_move, copies
             )

@@ -73,17 +73,22 @@ def _ring(hardware: Hardware, host_of_groups: np.ndarray) -> Ring:
     )
 
 
-def inside_a_copy(found: Rings) -> Rings:
-    """The rings of the devices that share one copy of the params."""
-    return replace(found, data=replace(found.data, size=1), rows=found.fsdp)
+def copies_apart(
+    found: Rings, hardware: Hardware, devices: tuple[int, ...], mesh_shape: tuple[int, int, int]
+) -> tuple[Rings, Ring | None]:
+    """The rings of the devices that share one copy of the params, and the ring over the copies; where
+    no two copies are on different hosts, the rings as they are, and None.
 
-
-def data_crosses_hosts(
-    hardware: Hardware, devices: tuple[int, ...], mesh_shape: tuple[int, int, int]
-) -> bool:
-    """True where some group of the data axis has devices of several hosts."""
+    Args:
+      found: of the mesh.
+      hardware: whose hosts have consecutive devices.
+      devices: of the mesh.
+      mesh_shape: data, fsdp, tensor.
+    """
     hosts = np.asarray(devices).reshape(mesh_shape) // hardware.devices_per_host
-    return bool((hosts != hosts[:1]).any())
+    if not (hosts != hosts[:1]).any():
+        return found, None
+    return replace(found, data=replace(found.data, size=1), rows=found.fsdp), found.data
 
 
 def tensor_crosses_hosts(
