@@ -32,13 +32,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from rlhf_jax.devices import coordinator
 from rlhf_jax.devices.dispatch import Compiled as Compiled
 from rlhf_jax.devices.dispatch import compiled as compiled
 from rlhf_jax.devices.dispatch import compiled_here as compiled_here
 from rlhf_jax.devices.dispatch import must_await as must_await
 from rlhf_jax.devices.dispatch import settled as settled
 from rlhf_jax.devices.dispatch import several as several
+from rlhf_jax.devices.processes import coordinator
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Device
 

@@ -8,7 +8,7 @@ import pytest
 from jaxlib import _jax as library  # pyright: ignore[reportAttributeAccessIssue]
 
 from experiments.bench.processes import free_port
-from rlhf_jax.devices import coordinator
+from rlhf_jax.devices.processes import coordinator
 
 
 def test_connections_to_a_port_are_counted():

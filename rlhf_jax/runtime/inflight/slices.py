@@ -1,7 +1,7 @@
 """The sampling sides of all slices, which draw the rounds together on one virtual clock.
 
 Each of several processes has slices of its own. A slice tells the others its boundary and the rounds
-that it has ended, as a notice that any thread may write (`devices/messages.py`):
+that it has ended, as a notice that any thread may write (`devices/processes/messages.py`):
 
     [c, [[round, its end in the slice, *`Rows.slot_counts`], ...]]
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rlhf_jax.clock import Slices, StreamState
-from rlhf_jax.devices.messages import Board
+from rlhf_jax.devices.processes.messages import Board
 from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.buffer import WAKE_SECONDS
 from rlhf_jax.runtime.inflight.cuts import Cuts, Saving
