@@ -38,12 +38,15 @@ from rlhf_jax.devices.dispatch import compiled_here as compiled_here
 from rlhf_jax.devices.dispatch import must_await as must_await
 from rlhf_jax.devices.dispatch import settled as settled
 from rlhf_jax.devices.dispatch import several as several
-from rlhf_jax.devices.processes import coordinator
+from rlhf_jax.devices.processes import coordinator, liveness
+from rlhf_jax.devices.processes.messages import place
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Device
 
-HEARTBEAT_SECONDS = 30
-"""A process that has not been heard of for so long is taken for dead, and all end."""
+HEARTBEAT_SECONDS = 45
+"""A process that jax has not heard of for so long is taken for dead, and jax ends all, with a stack
+trace. `processes.liveness` notices it before.
+"""
 GOODBYE_SECONDS = 600
 """How long a process that has ended well waits for the others: the first writes the report.
 
@@ -56,6 +59,7 @@ XLA_STATUS = (
 T = TypeVar("T")
 LIST_OF_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
+_leaving = threading.Lock()  # of the thread that ends this process
 _writes = True
 _own_file: ContextVar[bool] = ContextVar("own_file", default=False)
 _stand_ins: list[Sequence[Device]] = []
@@ -159,6 +163,7 @@ def initialize(environment: Mapping[str, str] = os.environ) -> bool:
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=GOODBYE_SECONDS,
             )
+        liveness.begin(*place(), _end_alone)
         if not is_first():
             _only_read()
         devices_by_host()
@@ -193,6 +198,27 @@ def _did_not_meet(settings: Mapping[str, Any], seconds: int) -> None:
     os._exit(2)
 
 
+def _end_alone(said: str) -> None:
+    """Ends this process where another has died, unless it is ending already.
+
+    Args:
+      said: who has died.
+    """
+    if _leaving.acquire(blocking=False):
+        _end(said, 1)
+
+
+def _end(text: str, status: int, goes_on: bool = True) -> NoReturn:
+    """Prints why this process ends, and ends it at once."""
+    process, count = place()
+    print(f"\nprocess {process} of {count}: {text}", file=sys.stderr)
+    if goes_on:
+        print("the run stops; the same command goes on from the last checkpoint", file=sys.stderr)
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(status)
+
+
 def leave(error: BaseException, status: int) -> NoReturn:
     """Prints an error and ends this process of several at once.
 
@@ -202,6 +228,7 @@ def leave(error: BaseException, status: int) -> NoReturn:
       error: what ended the run.
       status: the exit status; it is 1 where a call over all processes failed.
     """
+    _leaving.acquire(blocking=False)
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, KeyboardInterrupt):
         text = "interrupted"
@@ -212,13 +239,8 @@ def leave(error: BaseException, status: int) -> NoReturn:
         )
     elif isinstance(error, Refusal):
         text = f"error: {error}"
-    text = " ".join(text.split())
-    print(f"\nprocess {jax.process_index()} of {jax.process_count()}: {text}", file=sys.stderr)
-    if not isinstance(error, Refusal):  # the same command would be refused again
-        print("the run stops; the same command goes on from the last checkpoint", file=sys.stderr)
-    sys.stderr.flush()
-    sys.stdout.flush()
-    os._exit(status)
+    # The same command would be refused again.
+    _end(" ".join(text.split()), status, goes_on=not isinstance(error, Refusal))
 
 
 def is_from_a_call(error: BaseException) -> bool:

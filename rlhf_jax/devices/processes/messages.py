@@ -10,6 +10,7 @@ import jax
 from rlhf_jax.devices.dispatch import several
 
 NOT_FOUND = "NOT_FOUND"
+NOT_JOINED = "jax.distributed.initialize has not been called"
 
 _boards = itertools.count()
 
@@ -58,10 +59,22 @@ class Board:
             raise
 
 
+def place() -> tuple[int, int]:
+    """This process's number, and the number of processes, as `jax.distributed` has them: no device
+    backend is initialised.
+    """
+    from jax._src.distributed import global_state
+
+    process, count = global_state.process_id, global_state.num_processes
+    assert process is not None, NOT_JOINED
+    assert count is not None, NOT_JOINED
+    return process, count
+
+
 def _store() -> Store:
     # jax has no public door to the store. Imported here, so that one process needs it nowhere.
     from jax._src.distributed import global_state
 
     client: Store | None = global_state.client
-    assert client is not None, "jax.distributed.initialize has not been called"
+    assert client is not None, NOT_JOINED
     return client

@@ -1,0 +1,109 @@
+"""Signs of life between the processes of a run: where one dies, the others end with a line that names
+it.
+
+A process in a collective hears of a death at once, because the collective fails. One that waits
+elsewhere, as for a file or a compiler, would be ended by jax after `distributed.HEARTBEAT_SECONDS`,
+with a stack trace. So each process puts up a number that grows every `BEAT_SECONDS`, and reads the
+numbers of the others. A process whose number has not grown for `LIMIT_SECONDS` has died, or its
+machine has stopped.
+"""
+
+import atexit
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+
+from rlhf_jax.devices.processes.messages import Board
+
+BEAT_SECONDS = 2.0
+LIMIT_SECONDS = 15.0
+LEFT = "left"
+"""What a process puts up at its end, in the place of its number."""
+
+
+class Notices(Protocol):
+    """What a watch needs of a `Board`."""
+
+    def write(self, name: str, text: str) -> None: ...
+
+    def read(self, name: str) -> str | None: ...
+
+
+class Watch:
+    """The numbers of all processes, as one of them sees them."""
+
+    def __init__(
+        self, board: Notices, process: int, num_processes: int, seconds: Callable[[], float]
+    ):
+        """Counts from now on.
+
+        Args:
+          board: that the processes share.
+          process: this one.
+          num_processes: of the run.
+          seconds: the time.
+        """
+        self._board, self._process, self._seconds = board, process, seconds
+        self._others = [other for other in range(num_processes) if other != process]
+        self._beat, self._answered = 0, seconds()
+        self._last: dict[int, str | None] = {}
+        self._heard = dict.fromkeys(self._others, seconds())
+
+    def look(self) -> str:
+        """Puts the next number up and reads those of the others. Returns who has died; "": nobody."""
+        now = self._seconds()
+        try:
+            self._board.write(str(self._process), str(self._beat))
+            found = {other: self._board.read(str(other)) for other in self._others}
+        except jax.errors.JaxRuntimeError:
+            if now - self._answered < LIMIT_SECONDS:
+                return ""
+            return f"the coordination service has not answered for {LIMIT_SECONDS:.0f} s"
+        self._beat, self._answered = self._beat + 1, now
+        for other, text in found.items():
+            if text != self._last.get(other) or text == LEFT:
+                self._last[other], self._heard[other] = text, now
+        silent = [str(other) for other in self._others if now - self._heard[other] >= LIMIT_SECONDS]
+        if not silent:
+            return ""
+        return (
+            f"process {', '.join(silent)} has not been heard of for {LIMIT_SECONDS:.0f} s: it has "
+            "died, or its machine has stopped"
+        )
+
+    def leave(self) -> None:
+        """Tells the others that this process has ended well."""
+        self._board.write(str(self._process), LEFT)
+
+
+def begin(process: int, num_processes: int, end: Callable[[str], object]) -> None:
+    """Watches over the other processes in a thread, until the interpreter ends.
+
+    All processes begin after `jax.distributed.initialize`, and make no `Board` before.
+
+    Args:
+      process: this one.
+      num_processes: of the run.
+      end: of this process, told who has died.
+    """
+    watch, stopped = Watch(Board(), process, num_processes, time.monotonic), threading.Event()
+
+    def look() -> None:
+        while not stopped.wait(BEAT_SECONDS):
+            if said := watch.look():
+                end(said)
+                return
+
+    thread = threading.Thread(target=look, name="liveness", daemon=True)
+
+    def stop() -> None:
+        stopped.set()
+        thread.join(LIMIT_SECONDS)
+        watch.leave()
+
+    # It runs before jax's own, which waits for the other processes.
+    atexit.register(stop)
+    thread.start()
