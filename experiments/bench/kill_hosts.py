@@ -29,7 +29,8 @@ SETTINGS = (
 )
 MOST_SECONDS = 60
 """That the process which was not killed may take to end."""
-ENDED = "as it does when another of them has ended"
+ENDED = ("as it does when another of them has ended", "has not been heard of for")
+"""What a collective says that fails, and what a process says that waits elsewhere."""
 GOES_ON = "the same command goes on from the last checkpoint"
 
 
@@ -81,7 +82,7 @@ def kill_one(processes: Processes, directory: Path, victim: int, lines: int, del
         "killed": statuses[victim] == -signal.SIGKILL,
         "seconds": round(time.monotonic() - began, 1),
         "status": statuses[1 - victim],
-        "said": [line for line in log if ENDED in line],
+        "said": [line for line in log if any(said in line for said in ENDED)],
         "goes_on": sum(GOES_ON in line for line in log),
         "traceback": any("Traceback" in line or "Check failure" in line for line in log),
     }
