@@ -441,7 +441,7 @@ def test_a_study_without_results_says_so(tmp_path):
     [
         (
             ["--config=configs/studies/none.py"],
-            "no study 'configs/studies/none.py'; there are: configs/studies/grpovi.py",
+            "no study 'configs/studies/none.py'; there are: configs/studies/corrections.py, ",
         ),
         (["--config=configs/quickstart.py"], "has no get_study"),
         (

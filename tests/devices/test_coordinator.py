@@ -1,14 +1,16 @@
 """jax's coordination service in a process of its own; `test_distributed.py` has whole runs on it."""
 
+import importlib
 import os
 import signal
 import socket
 
 import pytest
-from jaxlib import _jax as library  # pyright: ignore[reportAttributeAccessIssue]
 
 from experiments.bench.processes import free_port
 from rlhf_jax.devices.processes import coordinator
+
+library = importlib.import_module("jaxlib._jax")
 
 
 def test_connections_to_a_port_are_counted():
