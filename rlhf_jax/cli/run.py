@@ -280,16 +280,16 @@ def run_with_others(config: ConfigDict, place: command.Place) -> None:
     of it.
     """
     from rlhf_jax import build
-    from rlhf_jax.devices import distributed
+    from rlhf_jax.devices.processes import ending
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # jax.distributed has taken it
     try:
         build.run(config)
     except (KeyboardInterrupt, Exception) as error:
         status, lines = command.explained(error, place.directory, AGAIN)
-        if not lines and not distributed.is_from_a_call(error):
+        if not lines and not ending.is_from_a_call(error):
             traceback.print_exc()
-        distributed.leave(error, status)
+        ending.leave(error, status)
 
 
 def keep_freed_memory() -> None:

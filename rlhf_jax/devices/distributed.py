@@ -19,14 +19,13 @@ anything.
 import contextlib
 import json
 import os
-import re
 import sys
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -38,7 +37,7 @@ from rlhf_jax.devices.dispatch import compiled_here as compiled_here
 from rlhf_jax.devices.dispatch import must_await as must_await
 from rlhf_jax.devices.dispatch import settled as settled
 from rlhf_jax.devices.dispatch import several as several
-from rlhf_jax.devices.processes import coordinator, liveness
+from rlhf_jax.devices.processes import coordinator, ending, liveness
 from rlhf_jax.devices.processes.messages import place
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Device
@@ -53,13 +52,9 @@ GOODBYE_SECONDS = 600
 Dead ones are noticed sooner.
 """
 MESSAGE_BYTES = 512
-XLA_STATUS = (
-    "(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|FAILED_PRECONDITION): "
-)
 T = TypeVar("T")
 LIST_OF_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
-_leaving = threading.Lock()  # of the thread that ends this process
 _writes = True
 _own_file: ContextVar[bool] = ContextVar("own_file", default=False)
 _stand_ins: list[Sequence[Device]] = []
@@ -163,7 +158,7 @@ def initialize(environment: Mapping[str, str] = os.environ) -> bool:
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=GOODBYE_SECONDS,
             )
-        liveness.begin(*place(), _end_alone)
+        liveness.begin(*place(), ending.of_another)
         if not is_first():
             _only_read()
         devices_by_host()
@@ -196,61 +191,6 @@ def _did_not_meet(settings: Mapping[str, Any], seconds: int) -> None:
         flush=True,
     )
     os._exit(2)
-
-
-def _end_alone(said: str) -> None:
-    """Ends this process where another has died, unless it is ending already.
-
-    Args:
-      said: who has died.
-    """
-    if _leaving.acquire(blocking=False):
-        _end(said, 1)
-
-
-def _end(text: str, status: int, goes_on: bool = True) -> NoReturn:
-    """Prints why this process ends, and ends it at once."""
-    process, count = place()
-    print(f"\nprocess {process} of {count}: {text}", file=sys.stderr)
-    if goes_on:
-        print("the run stops; the same command goes on from the last checkpoint", file=sys.stderr)
-    sys.stderr.flush()
-    sys.stdout.flush()
-    os._exit(status)
-
-
-def leave(error: BaseException, status: int) -> NoReturn:
-    """Prints an error and ends this process of several at once.
-
-    The others may wait for it in a collective, so it must not wait for them.
-
-    Args:
-      error: what ended the run.
-      status: the exit status; it is 1 where a call over all processes failed.
-    """
-    _leaving.acquire(blocking=False)
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, KeyboardInterrupt):
-        text = "interrupted"
-    elif is_from_a_call(error):
-        text, status = (
-            f"a call over all processes failed, as it does when another of them has ended ({text})",
-            1,
-        )
-    elif isinstance(error, Refusal):
-        text = f"error: {error}"
-    # The same command would be refused again.
-    _end(" ".join(text.split()), status, goes_on=not isinstance(error, Refusal))
-
-
-def is_from_a_call(error: BaseException) -> bool:
-    """True where XLA raised the error: jax raises one of its own errors or a plain ValueError for a
-    failed collective.
-    """
-    return (
-        isinstance(error, jax.errors.JaxRuntimeError)
-        or re.match(XLA_STATUS, str(error)) is not None
-    )
 
 
 def mesh_of(sharding: Sharding) -> Mesh:

@@ -24,6 +24,7 @@ from types import FrameType
 from jax.sharding import Mesh
 
 from rlhf_jax.devices import distributed
+from rlhf_jax.devices.processes import ending
 from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.activity import State
 from rlhf_jax.runtime.buffer import Buffer, Stalled
@@ -95,7 +96,7 @@ def give_up(error: BaseException) -> None:
     Without `allow_exit` it only prints.
     """
     if _may_exit and distributed.several():
-        distributed.leave(error, 1)
+        ending.leave(error, 1)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     if _may_exit:
         leave(1)

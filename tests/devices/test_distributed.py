@@ -432,6 +432,7 @@ def test_a_coordinator_that_is_not_there_is_one_line(tmp_path, monkeypatch):
 OUTLIVES = """
 import os, signal, sys, time
 from rlhf_jax.devices import distributed
+from rlhf_jax.devices.processes import ending
 distributed.initialize()
 distributed.barrier()
 if distributed.is_first():
@@ -440,7 +441,7 @@ time.sleep(2)
 try:
     distributed.barrier()
 except Exception as error:
-    distributed.leave(error, 2)
+    ending.leave(error, 2)
 """
 
 

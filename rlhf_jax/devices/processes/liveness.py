@@ -25,7 +25,7 @@ LEFT = "left"
 
 
 class Notices(Protocol):
-    """What a watch needs of a `Board`."""
+    """The calls of a `Board` that a watch needs."""
 
     def write(self, name: str, text: str) -> None: ...
 
