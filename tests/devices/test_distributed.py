@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments.bench import kill
+from experiments.bench import kill, kill_hosts
 from experiments.bench.processes import Processes
 from rlhf_jax.clock import Clock
 from rlhf_jax.devices import distributed, mesh, sharding
@@ -274,7 +274,8 @@ def test_killing_one_process_ends_all_with_a_message_within_a_minute(killed):
     statuses, said, seconds, _ = killed
     assert statuses[1] == -signal.SIGKILL
     assert statuses[0] == 1, said
-    assert "as it does when another of them has ended" in said
+    # A collective says it, or, where the other process waits elsewhere, the lack of signs of life.
+    assert any(text in said for text in kill_hosts.ENDED), said
     assert "the same command goes on from the last checkpoint" in said
     assert seconds < 60
 
