@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from rlhf_jax.report.plots import style
@@ -57,3 +58,17 @@ def legend_above(ax: Axes) -> None:
         frameon=False,
         labelcolor=style.INK,
     )
+
+
+def mean_of_planned(line: Result, figure: str, first: int) -> float:
+    """The mean of a figure over the planned evaluations of a run from an update on; those that a run
+    which diverged did not reach are 0.
+
+    Args:
+      line: of the run.
+      figure: of an evaluation.
+      first: the update.
+    """
+    planned = (*line["config"]["rlhf.evaluate_at"], line["num_updates"])
+    reached = {evaluation["update"]: evaluation[figure] for evaluation in line["curve"]}
+    return float(np.mean([reached.get(update) or 0.0 for update in planned if update >= first]))

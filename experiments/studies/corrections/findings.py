@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.studies import markdown
+from experiments.studies.curves import mean_of_planned
 from experiments.studies.hypotheses import wrong_signs
 from experiments.studies.markdown import Contrast, contrasts_table, table, with_interval
 from experiments.studies.staleness.passage import below
@@ -38,12 +39,8 @@ def parts(arm: str) -> tuple[str, str, str]:
 
 
 def outcome(line: Result) -> float:
-    """The mean win-rate of a run over its planned evaluations from update `FROM` on; those that a
-    run which diverged did not reach are 0.
-    """
-    planned = (*line["config"]["rlhf.evaluate_at"], line["num_updates"])
-    reached = {evaluation["update"]: evaluation["win_rate"] for evaluation in line["curve"]}
-    return float(np.mean([reached.get(update) or 0.0 for update in planned if update >= FROM]))
+    """The mean win-rate of a run over its planned evaluations from update `FROM` on."""
+    return mean_of_planned(line, "win_rate", FROM)
 
 
 def collapsed(line: Result) -> bool:

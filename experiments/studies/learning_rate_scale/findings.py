@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.studies import markdown
-from experiments.studies.curves import by_update
+from experiments.studies.curves import by_update, mean_of_planned
 from experiments.studies.hypotheses import wrong_signs
 from experiments.studies.markdown import Contrast, contrasts_table, number, table, with_interval
 from experiments.studies.staleness.passage import below
@@ -37,11 +37,7 @@ def outcome(line: Result) -> float:
     """The mean win-rate of a run over its planned evaluations after update 2 S; those that a run
     which diverged did not reach are 0.
     """
-    _, lag, _ = parts(line["arm"])
-    planned = (*line["config"]["rlhf.evaluate_at"], line["num_updates"])
-    reached = {evaluation["update"]: evaluation["win_rate"] for evaluation in line["curve"]}
-    values = [reached.get(update) or 0.0 for update in planned if update > 2 * lag]
-    return float(np.mean(values))
+    return mean_of_planned(line, "win_rate", 2 * parts(line["arm"])[1] + 1)
 
 
 def of_kind(lines: Sequence[Result], kind: str) -> list[Result]:
