@@ -66,18 +66,11 @@ def base() -> ConfigDict:
 
 def tiny() -> ConfigDict:
     """Sizes for a test: what is learned is of no interest."""
-    config: Any = base()
-    config.model.width, config.model.ffn_width, config.model.num_layers = 16, 32, 1
-    config.sft.num_updates, config.sft.rows_per_update = 2, 8
+    config: Any = staleness.shrunk(base())
     config.comparisons.num_train = config.comparisons.num_heldout = 8
     config.comparisons.prompts_per_batch = 8
     config.reward_model.num_updates, config.reward_model.pairs_per_update = 2, 4
     config.reward_model.standardize_prompts, config.best_of_n = 4, ()
-    config.rlhf.prompts_per_update = 4
-    config.rlhf.evaluate_at = (1,)
-    config.evaluate.num_prompts = config.evaluate.num_prompts_between = (
-        config.evaluate.prompts_per_batch
-    ) = 4
     return config
 
 

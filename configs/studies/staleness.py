@@ -50,7 +50,15 @@ def base() -> ConfigDict:
 
 def tiny() -> ConfigDict:
     """Sizes for a test: what is learned is of no interest."""
-    config: Any = base()
+    return shrunk(base())
+
+
+def shrunk(config: Any) -> ConfigDict:
+    """A config of this task in sizes for a test.
+
+    Args:
+      config: whose keys are set.
+    """
     config.model.width, config.model.ffn_width, config.model.num_layers = 16, 32, 1
     config.sft.num_updates, config.sft.rows_per_update = 2, 8
     config.rlhf.prompts_per_update = 4
