@@ -28,6 +28,7 @@ QUICK_CASES = {
         "devices/test_copies.py::test_gradients_cross_hosts_once_an_update": ("bfloat16", "tensor"),
         "devices/test_distributed.py::"
         "test_killing_one_process_ends_all_with_a_message_within_a_minute": ("one_copy",),
+        "devices/test_liveness.py::test_a_process_that_waits_elsewhere_ends_with_a_line": ("1",),
         "devices/test_reallocate.py::test_any_placement_to_any_other": ("?",),
         "devices/test_reallocate.py::test_every_bit_of_a_bfloat16_arrives": ("normal-*",),
         "docs/test_pages.py::test_a_page_runs_as_it_is_printed": (
@@ -229,6 +230,9 @@ SLOW = {
             "stages/test_kill.py::test_an_interrupted_run_says_so_and_goes_on",
             "stages/test_kill.py::test_preemption_of_the_threads",
             "stages/test_kill.py::test_six_kills_change_nothing",
+        ],
+        "devices/test_liveness.py::test_a_process_that_has_left_is_not_missed": [
+            "devices/test_liveness.py::test_processes_that_end_well_miss_nobody"
         ],
         "records/test_saved_rounds.py::test_every_checkpoint_keeps_its_rounds": [
             "stages/test_clocks.py::test_rounds_are_kept_as_long_as_their_window"

@@ -81,7 +81,7 @@ SCRIPT = """
 import os, signal, sys, time
 from rlhf_jax.devices import distributed
 from rlhf_jax.devices.processes import liveness
-liveness.BEAT_SECONDS, liveness.LIMIT_SECONDS = 0.2, 2.0
+liveness.BEAT_SECONDS, liveness.LIMIT_SECONDS = 0.5, 6.0
 assert distributed.initialize()
 print("met", flush=True)
 time.sleep(float(sys.argv[1]))
@@ -104,12 +104,12 @@ def start(port, process, seconds):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_waits_elsewhere_ends_with_a_line(victim):
     port = free_port()
-    both = [start(port, process, 60) for process in range(2)]
+    both = [start(port, process, 90) for process in range(2)]
     for process in both:
         assert process.stdout is not None
         assert process.stdout.readline() == "met\n"
     both[victim].send_signal(signal.SIGKILL)
-    _, errors = both[1 - victim].communicate(timeout=30)
+    _, errors = both[1 - victim].communicate(timeout=60)
     assert both[1 - victim].returncode == 1
     assert f"process {1 - victim} of 2: process {victim} has not been heard of" in errors
     assert "the same command goes on from the last checkpoint" in errors
@@ -120,7 +120,7 @@ def test_a_process_that_waits_elsewhere_ends_with_a_line(victim):
 def test_processes_that_end_well_miss_nobody():
     """The first has nothing to do for longer than the limit, while the second goes on."""
     port = free_port()
-    both = [start(port, process, 5 * process) for process in range(2)]
-    said = [process.communicate(timeout=60) for process in both]
+    both = [start(port, process, 12 * process) for process in range(2)]
+    said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert not any("heard of" in errors for _, errors in said)
