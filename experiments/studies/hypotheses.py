@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments.studies.markdown import LEVEL, number, probability, table, with_interval
+from experiments.studies.markdown import (
+    LEVEL,
+    Contrast,
+    number,
+    probability,
+    table,
+    with_interval,
+)
 from rlhf_jax.report.statistics import (
     OfSeed,
     Result,
@@ -129,4 +136,18 @@ def wrong_signs(values: Sequence[float]) -> int:
     return sum(
         value * sum([*values[:index], *values[index + 1 :]]) < 0
         for index, value in enumerate(values)
+    )
+
+
+def wrong_signs_sentence(tests: Sequence[Contrast]) -> str:
+    """A sentence on what one seed alone would have got wrong.
+
+    Args:
+      tests: one value per seed each.
+    """
+    wrong = sum(wrong_signs(list(test.values.values())) for test in tests)
+    pairs = sum(len(test.values) for test in tests)
+    return (
+        f"One seed alone has the other sign than the mean of the other seeds in {wrong} of {pairs} of "
+        "these values."
     )

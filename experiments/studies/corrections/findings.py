@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.studies import markdown
 from experiments.studies.curves import mean_of_planned
-from experiments.studies.hypotheses import wrong_signs
+from experiments.studies.hypotheses import wrong_signs_sentence
 from experiments.studies.markdown import Contrast, contrasts_table, table, with_interval
 from experiments.studies.staleness.passage import below
 from rlhf_jax.report.plots import style
@@ -99,17 +99,6 @@ def contrasts(lines: Sequence[Result]) -> list[Contrast]:
     return [*interactions(lines, "gold"), *against]
 
 
-def wrong(lines: Sequence[Result]) -> str:
-    """A sentence on what one seed alone would have got wrong."""
-    tests = contrasts(lines)
-    count = sum(wrong_signs(list(test.values.values())) for test in tests)
-    pairs = sum(len(test.values) for test in tests)
-    return (
-        f"One seed alone has the other sign than the mean of the other seeds in {count} of {pairs} of "
-        "these values."
-    )
-
-
 def cells_table(lines: Sequence[Result]) -> str:
     """A row for each arm: outcome, last win-rate, row ESS, collapses."""
     rows = []
@@ -166,7 +155,7 @@ def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:
         sources=markdown.sources(lines),
         rate=", ".join(f"{rate:g}" for rate in rates),
         contrasts=contrasts_table(contrasts(lines)),
-        wrong=wrong(lines),
+        wrong=wrong_signs_sentence(contrasts(lines)),
         learned=contrasts_table(interactions(lines, "learned")),
         cells=cells_table(lines),
         margin=f"{MARGIN:.2f}",

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.studies import markdown
 from experiments.studies.curves import by_update, mean_of_planned
-from experiments.studies.hypotheses import wrong_signs
+from experiments.studies.hypotheses import wrong_signs_sentence
 from experiments.studies.markdown import Contrast, contrasts_table, number, table, with_interval
 from experiments.studies.staleness.passage import below
 from rlhf_jax.report.plots import style
@@ -83,16 +83,11 @@ def bootstrap(values: OfSeed) -> tuple[float, float]:
 
 def bootstraps(lines: Sequence[Result]) -> str:
     """A sentence with the interval of every contrast, and one on each seed alone."""
-    said, wrong, pairs = [], 0, 0
-    for contrast in contrasts(lines):
+    said, tests = [], contrasts(lines)
+    for contrast in tests:
         low, high = (number(end, 3, signed=True) for end in bootstrap(contrast.values))
         said.append(f"{low} to {high}")
-        wrong += wrong_signs(list(contrast.values.values()))
-        pairs += len(contrast.values)
-    return (
-        f"By resampling seeds the intervals are {', '.join(said)}. One seed alone has the other sign "
-        f"than the mean of the other seeds in {wrong} of {pairs} of these values."
-    )
+    return f"By resampling seeds the intervals are {', '.join(said)}. {wrong_signs_sentence(tests)}"
 
 
 def control(lines: Sequence[Result]) -> str:
