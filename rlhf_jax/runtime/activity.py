@@ -5,12 +5,14 @@ the silence of a thread by them.
     work     as long as it takes; a notice past the deadline      a reward, an evaluation, a checkpoint, a compile
     call     `rlhf.device_call_seconds`                           one call of the devices: generate, score, an update
     wait     as long as the other side is alive                   for a version, for a round
+    remote   as long as the other processes are alive             for their slices (`processes/liveness.py`)
     ""       `rlhf.deadline_seconds`                              everything else, such as the reader of the run's events
 
 A device gives no sign of life while a call runs, so only its seconds tell a hung call from a slow
 one. Seconds count from the thread's last sign of life: an activity that begins or ends, or a
 program that has been compiled. The seconds of a call count from the last sign of either side, and
-not while one side is at work, because calls of both may share devices.
+not while one side or another process is at work: calls of both sides may share devices, and a
+collective waits for all processes.
 """
 
 import contextlib
@@ -24,7 +26,7 @@ from typing import Literal
 
 import jax
 
-Kind = Literal["work", "call", "wait", ""]
+Kind = Literal["work", "call", "wait", "remote", ""]
 NOTHING_NAMED = "the code that reads the run's events"
 COMPILING = ("jax/_src/compiler.py", "jax/_src/compilation_cache.py")
 TRACING = ("jax/_src/interpreters/partial_eval.py", "jax/_src/interpreters/mlir.py")

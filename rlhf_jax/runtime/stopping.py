@@ -2,11 +2,11 @@
 one of its threads hangs.
 
 A watchdog thread watches both sides of the asynchronous loop. A side that is at work is alive,
-however long it takes. A notice names its activity once its silence is longer than the deadline, and
-again each time the silence has doubled. A side may also be silent for longer than its limit in a
-device call, or outside of any named activity. The watchdog then ends the run with `Stalled`, which
-the other side raises from its next wait. If the trainer itself hangs, nothing can raise in it:
-`give_up` then ends the process, if it may.
+however long it takes, and so is one that waits for another process at work. A notice names the
+activity once its silence is longer than the deadline, and again each time the silence has doubled. A
+side may also be silent for longer than its limit in a device call, or outside of any named activity.
+The watchdog then ends the run with `Stalled`, which the other side raises from its next wait. If the
+trainer itself hangs, nothing can raise in it: `give_up` then ends the process, if it may.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from types import FrameType
 from jax.sharding import Mesh
 
 from rlhf_jax.devices import distributed
-from rlhf_jax.devices.processes import ending
+from rlhf_jax.devices.processes import ending, liveness
 from rlhf_jax.runtime import activity
 from rlhf_jax.runtime.activity import State
 from rlhf_jax.runtime.buffer import Buffer, Stalled
@@ -177,6 +177,8 @@ class Watchdog:
         self._at_work: dict[str, float] = {}  # when each side was last seen at work
         self._stalled: Stalled | None = None
         self._sides: dict[str, threading.Thread] = {}
+        self._elsewhere: dict[int, tuple[str, float]] = {}  # work of other processes, since when
+        self._elsewhere_at = -math.inf  # when another process was last seen at work
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self, trainer: threading.Thread, *samplers: threading.Thread) -> None:
@@ -187,12 +189,19 @@ class Watchdog:
             assert thread.ident is not None
             activity.beat(thread.ident)
         activity.listen_to_compiles()  # a program that has been compiled is a sign of life
+        liveness.tell(self._work)
         self._thread.start()
 
     def end(self) -> None:
         """Ends the watch; the run has ended."""
         self._ended.set()
         self._thread.join()
+        liveness.tell(str)
+
+    def _work(self) -> str:
+        """What a side of this process is at work on; "": nothing."""
+        states = (activity.state_of(thread.ident or 0) for thread in self._sides.values())
+        return next((state.what for state in states if state.kind == "work"), "")
 
     def _watch(self) -> None:
         period = min(POLL_SECONDS, *(limit / 4 for limit in self.limits.values()))
@@ -201,6 +210,7 @@ class Watchdog:
             states = {
                 side: self._state(side) for side, thread in self._sides.items() if thread.is_alive()
             }
+            self._look_elsewhere()
             self._notice(states)
             over = [side for side, state in states.items() if self._is_over(state, states)]
             waiting = [
@@ -218,6 +228,16 @@ class Watchdog:
                 give_up(self._stalled)
                 return
 
+    def _look_elsewhere(self) -> None:
+        """Takes down what other processes are at work on."""
+        now, before = time.monotonic(), self._elsewhere
+        self._elsewhere = {
+            process: before[process] if before.get(process, ("",))[0] == what else (what, now)
+            for process, what in liveness.elsewhere().items()
+        }
+        if self._elsewhere:
+            self._elsewhere_at = now
+
     def _state(self, side: str) -> State:
         """A side's activity. What it was seen at work on is a sign of life: a compile within a call
         begins and ends nothing.
@@ -230,24 +250,29 @@ class Watchdog:
 
     def _is_over(self, state: State, states: dict[str, State]) -> bool:
         if state.kind == "call":
-            # Both sides may share devices, where a call waits behind the other side's: what that is
-            # at work on, or has just ended, explains the silence of this one.
-            silent = min(other.seconds for other in states.values())
+            # Both sides may share devices, where a call waits behind the other side's, and a collective
+            # waits for the other processes: what those are at work on, or have just ended, explains
+            # the silence of this one.
+            silent = min(
+                time.monotonic() - self._elsewhere_at, *(other.seconds for other in states.values())
+            )
             return silent > self.limits["call"] and not any(
                 other.kind == "work" for other in states.values()
             )
         return state.kind == "" and state.seconds > self.limits[""]
 
     def _notice(self, states: dict[str, State]) -> None:
-        for side, state in states.items():
-            if state.kind != "work" or state.seconds < self.limits[""]:
+        now = time.monotonic()
+        named = {f"the {side}": state for side, state in states.items()}
+        for process, (what, since) in self._elsewhere.items():
+            named[f"process {process}"] = State(what, "work", now - since)
+        for side, state in named.items():
+            if state.kind not in ("work", "remote") or state.seconds < self.limits[""]:
                 self._notice_at[side] = self.limits[""]
-            elif state.seconds > self._notice_at[side]:
+            elif state.seconds > self._notice_at.get(side, self.limits[""]):
                 self._notice_at[side] = 2 * state.seconds
                 with contextlib.suppress(OSError):  # a closed terminal must not end the watch
-                    self._say(
-                        f"notice: the {side} has been in {state.what} for {state.seconds:.0f} s"
-                    )
+                    self._say(f"notice: {side} has been in {state.what} for {state.seconds:.0f} s")
 
     def _describe(self, states: dict[str, State], over: list[str]) -> str:
         texts = []

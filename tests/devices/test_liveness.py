@@ -65,6 +65,27 @@ def test_a_process_that_has_left_is_not_missed():
     assert not any(world.look(0, 2) for _ in range(100))
 
 
+def test_the_others_are_told_what_a_process_is_at_work_on():
+    world = World()
+    world.look(0, 1, 2)
+    assert [dict(watch.elsewhere) for watch in world.watches] == [{}, {}, {}]
+    world.watches[1].work = lambda: "the reward judge of 2 rows"
+    world.look(1, 0, 2)
+    assert (
+        world.watches[0].elsewhere
+        == world.watches[2].elsewhere
+        == {1: "the reward judge of 2 rows"}
+    )
+    assert world.watches[1].elsewhere == {}
+    assert not any(world.look(0, 1, 2) for _ in range(100)), "as many signs as without work"
+    world.watches[1].work = str
+    world.look(1, 0)
+    assert world.watches[0].elsewhere == {}
+    world.watches[1].leave()
+    world.look(0)
+    assert world.watches[0].elsewhere == {}
+
+
 def test_a_service_that_does_not_answer_for_a_while_is_no_death():
     world = World()
     for seconds, died in ((LIMIT_SECONDS - 2 * BEAT_SECONDS, False), (2 * LIMIT_SECONDS, True)):

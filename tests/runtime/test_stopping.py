@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from rlhf_jax.clock import Clock
+from rlhf_jax.devices.processes import liveness
 from rlhf_jax.runtime import activity, asynchronous, stopping, synchronous
 from rlhf_jax.runtime.buffer import Buffer, Stalled
 from rlhf_jax.runtime.synchronous import LoopMonitor
@@ -239,6 +240,80 @@ def test_two_sides_that_wait_for_each_other_are_ended():
     assert len(errors) == 2
     assert "the trainer has been in its wait for round 7" in errors[0]
     assert "the sampler has been in its wait for version 7 of the params" in errors[0]
+
+
+def until(event, what, kind):
+    """An activity that ends with an event."""
+    with activity.during(what, kind):
+        event.wait(LIMIT)
+
+
+def test_a_collective_waits_for_another_process_at_work(monkeypatch):
+    """One that judges for longer than the limit, and then for less: the call hangs only after it."""
+    buffer, said, works, ends = Buffer(), [], ["the reward judge"], threading.Event()
+    monkeypatch.setattr(liveness, "elsewhere", lambda: dict(enumerate(works, start=1)))
+    watched = stopping.Watchdog(buffer, DEADLINE, DEADLINE, said.append)
+
+    monkeypatch.setattr(stopping, "give_up", lambda error: None)
+    watched.start(
+        of_thread(lambda: until(ends, "the scoring of round 3", "call")),
+        of_thread(lambda: until(ends, "its wait for version 4", "wait")),
+    )
+    time.sleep(4 * DEADLINE)
+    buffer.raise_failure()
+    assert said[0].startswith("notice: process 1 has been in the reward judge for ")
+    works.clear()
+    time.sleep(DEADLINE / 2)
+    buffer.raise_failure()  # what has just ended explains the silence
+    time.sleep(2 * DEADLINE)
+    with pytest.raises(Stalled, match="the trainer has been in the scoring of round 3"):
+        buffer.raise_failure()
+    ends.set()
+    watched.end()
+
+
+@pytest.mark.parametrize("kind", ["remote", "wait"])
+def test_a_wait_for_the_slices_of_other_processes_has_no_limit(kind):
+    """While those are alive, however slow; one for a slice of this process has the limit."""
+    buffer, said, ends = Buffer(), [], threading.Event()
+    watched = stopping.Watchdog(buffer, DEADLINE, DEADLINE, said.append)
+
+    watched.start(
+        of_thread(lambda: until(ends, "its wait for round 2", "wait")),
+        of_thread(lambda: until(ends, "its wait for the other slices", kind)),
+    )
+    time.sleep(4 * DEADLINE)
+    if kind == "wait":
+        with pytest.raises(Stalled):
+            buffer.raise_failure()
+    else:
+        buffer.raise_failure()
+        assert said[0].startswith(
+            "notice: the sampler has been in its wait for the other slices for "
+        )
+    ends.set()
+    watched.end()
+
+
+def test_a_process_tells_what_it_is_at_work_on(monkeypatch):
+    told: list = []
+    monkeypatch.setattr(liveness, "tell", told.append)
+    ends = threading.Event()
+
+    watched = stopping.Watchdog(Buffer(), LIMIT, LIMIT, print)
+    sides = [
+        of_thread(lambda: until(ends, "its wait for round 2", "wait")),
+        of_thread(lambda: until(ends, "the reward judge", "work")),
+    ]
+    time.sleep(0.01)
+    watched.start(*sides)
+    assert told[-1]() == "the reward judge"
+    ends.set()
+    for side in sides:
+        side.join(LIMIT)
+    assert told[-1]() == ""
+    watched.end()
+    assert told[-1]() == ""
 
 
 def test_a_compile_is_work():

@@ -6,12 +6,15 @@ elsewhere, as for a file or a compiler, would be ended by jax after `distributed
 with a stack trace. So each process puts up a number that grows every `BEAT_SECONDS`, and reads the
 numbers of the others. A process whose number has not grown for `LIMIT_SECONDS` has died, or its
 machine has stopped.
+
+Beside its number stands what the process is at work on, such as a slow reward. The others wait for it
+in a collective meanwhile, and do not take that for a call that hangs.
 """
 
 import atexit
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import jax
@@ -33,7 +36,9 @@ class Notices(Protocol):
 
 
 class Watch:
-    """The numbers of all processes, as one of them sees them."""
+    """The numbers of all processes, as one of them sees them, and what the others are at work on
+    (`elsewhere`, by process).
+    """
 
     def __init__(
         self, board: Notices, process: int, num_processes: int, seconds: Callable[[], float]
@@ -51,12 +56,14 @@ class Watch:
         self._beat, self._answered = 0, seconds()
         self._last: dict[int, str | None] = {}
         self._heard = dict.fromkeys(self._others, seconds())
+        self.work: Callable[[], str] = str  # what this process is at work on; "": nothing
+        self.elsewhere: Mapping[int, str] = {}
 
     def look(self) -> str:
         """Puts the next number up and reads those of the others. Returns who has died; "": nobody."""
         now = self._seconds()
         try:
-            self._board.write(str(self._process), str(self._beat))
+            self._board.write(str(self._process), f"{self._beat} {self.work()}")
             found = {other: self._board.read(str(other)) for other in self._others}
         except jax.errors.JaxRuntimeError:
             if now - self._answered < LIMIT_SECONDS:
@@ -66,6 +73,8 @@ class Watch:
         for other, text in found.items():
             if text != self._last.get(other) or text == LEFT:
                 self._last[other], self._heard[other] = text, now
+        told = {other: (text or "").partition(" ")[2] for other, text in found.items()}
+        self.elsewhere = {other: what for other, what in told.items() if what}
         silent = [str(other) for other in self._others if now - self._heard[other] >= LIMIT_SECONDS]
         if not silent:
             return ""
@@ -79,6 +88,24 @@ class Watch:
         self._board.write(str(self._process), LEFT)
 
 
+_watch: Watch | None = None
+
+
+def tell(work: Callable[[], str]) -> None:
+    """Sets what this process tells the others with each of its signs.
+
+    Args:
+      work: returns what the process is at work on; "": nothing.
+    """
+    if _watch is not None:
+        _watch.work = work
+
+
+def elsewhere() -> Mapping[int, str]:
+    """What other processes are at work on, by process; {} where there are none, or none is."""
+    return {} if _watch is None else _watch.elsewhere
+
+
 def begin(process: int, num_processes: int, end: Callable[[str], object]) -> None:
     """Watches over the other processes in a thread, until the interpreter ends.
 
@@ -89,7 +116,9 @@ def begin(process: int, num_processes: int, end: Callable[[str], object]) -> Non
       num_processes: of the run.
       end: of this process, told who has died.
     """
+    global _watch
     watch, stopped = Watch(Board(), process, num_processes, time.monotonic), threading.Event()
+    _watch = watch
 
     def look() -> None:
         while not stopped.wait(BEAT_SECONDS):

@@ -164,7 +164,8 @@ class SlicedSampler:
         self._wait(lambda: not self._clock.sleeps(self._shared, state), check)
 
     def _wait(self, ready: Callable[[], bool], check: Callable[[], None]) -> None:
-        waits = activity.during("its wait for the other slices", "wait")
+        kind = "remote" if self._others else "wait"
+        waits = activity.during("its wait for the other slices", kind)
         with waits, self._changed:
             while not ready():
                 check()
