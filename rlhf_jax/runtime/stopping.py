@@ -199,7 +199,7 @@ class Watchdog:
         liveness.tell(str)
 
     def _work(self) -> str:
-        """What a side of this process is at work on; "": nothing."""
+        """Work of a side of this process; "": none is at work."""
         states = (activity.state_of(thread.ident or 0) for thread in self._sides.values())
         return next((state.what for state in states if state.kind == "work"), "")
 

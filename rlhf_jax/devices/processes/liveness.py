@@ -102,7 +102,7 @@ def tell(work: Callable[[], str]) -> None:
 
 
 def elsewhere() -> Mapping[int, str]:
-    """What other processes are at work on, by process; {} where there are none, or none is."""
+    """Work of the other processes, by process; {} where there are none, or none is at work."""
     return {} if _watch is None else _watch.elsewhere
 
 
