@@ -14,6 +14,19 @@ import pytest
 QUICK_CASES = {
     f"tests/{name}": cases
     for name, cases in {
+        "algorithms/test_battery.py::test_presets": (
+            "a3po-*",
+            "cispo-*",
+            "dapo-*",
+            "dppo_tv-*",
+            "geo_rs-*",
+            "gspo-*",
+            "m2po-*",
+            "reinforce-*",
+            "sapo-*",
+            "token_tis-*",
+            "vcpo-*",
+        ),
         "algorithms/test_numbers.py::test_numbers_as_arguments_are_the_numbers_as_constants": (
             "grpo-*",
             "online_dpo-*",
@@ -195,6 +208,10 @@ SLOW = {
         ],
         "records/test_layer_forms.py::test_a_checkpoint_is_read_in_either_form": [
             "stages/test_resuming.py::test_checkpoints_of_either_form_go_on_in_the_other"
+        ],
+        "models/test_rounding.py::"
+        "test_every_family_computes_the_same_bits_from_held_params[llama]": [
+            "stages/test_held.py::test_frozen_models_of_every_stage_are_held_in_bfloat16"
         ],
         "models/test_remat.py::test_an_update_keeps_less[eight layers in a scan]": [
             "models/test_remat.py::test_an_update_keeps_less[four layers]"
