@@ -6,7 +6,8 @@ Hardware:  two CPU cores
 Protocol:  experiments/studies/offpolicyness/protocol.md (hypotheses, cells, margins, stop rule)
 Budget:    44 arms x 64 updates: 40 cells tune the learning rates at age 0, 376 those of the stale arms, 220 are reported
 Result:    docs/results/offpolicyness.md, written from experiments/studies/offpolicyness/cells.jsonl
-Full:      `:full`, 256 updates of 128 prompts; parts `:part=epochs`, `samples`, `policy`, `reward`; `:tiny` is for tests
+Full:      `:full`, 256 updates of 128 prompts; parts `:part=epochs`, `samples`, `policy`, `reward`, with protocols of
+           their own in experiments/studies/<part>; `:tiny` is for tests
 
 The question is that of Noukhovitch et al. 2024 (arXiv 2410.18252), section 3. Two axes, never
 pooled: `num_minibatches` at lag 0, and lag with one minibatch. Every arm has the same prompts in
@@ -249,7 +250,9 @@ def get_study(argument: str = "") -> Study:
     choice = chosen(argument)
     instance = INSTANCES[choice["size"]]
     apart = [value for value in choice.values() if value not in ("small", "ages", "updates")]
-    cells = "_".join(["cells", *apart])
+    part = choice["part"] if apart == [choice["part"]] else ""
+    records = Path("experiments/studies", part or "offpolicyness")
+    name = "cells.jsonl" if part else "_".join(["cells", *apart]) + ".jsonl"
     return Study(
         directory=Path("runs/studies", "_".join(["offpolicyness", *apart])),
         base=partial(tiny if choice["size"] == "tiny" else base, instance, choice["schedule"]),
@@ -262,7 +265,5 @@ def get_study(argument: str = "") -> Study:
         variants={"": {}} | SIZES,
         report_updates=instance.num_updates,
         report_seeds=(0, 1, 2, 3, 4),
-        cells=Path(f"experiments/studies/offpolicyness/{cells}.jsonl")
-        if choice["size"] != "tiny"
-        else None,
+        cells=None if choice["size"] == "tiny" else records / name,
     )

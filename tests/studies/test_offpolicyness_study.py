@@ -141,7 +141,7 @@ def test_parts_can_run(part):
         assert values["model"]["width"] == int((arm.policy or "width 64").split()[1])
         assert not arm.follows or study.arm(arm.follows).policy == arm.policy
     assert study.directory.name == f"offpolicyness_{part}"
-    assert study.cells.name == f"cells_{part}.jsonl"
+    assert str(study.cells) == f"experiments/studies/{part}/cells.jsonl"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The study of updates per minibatch at a lag of one update."""

@@ -1,0 +1,1 @@
+"""The study of samples per prompt at a lag of one update."""
