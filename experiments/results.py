@@ -40,7 +40,10 @@ NAMES = (
     "quickstart", "grpovi", "offpolicyness", "keep_or_rebuild", "inflight_age", "staleness", "learning_rate_scale",
     "corrections",
 )  # fmt: skip
-STUDIES = {name: f"configs/studies/{name}.py" for name in NAMES}
+PARTS = ("epochs", "samples")  # of the study of off-policyness, with folders of their own
+STUDIES = {name: f"configs/studies/{name}.py" for name in NAMES} | {
+    name: f"configs/studies/offpolicyness.py:part={name}" for name in PARTS
+}
 """Name of the module in `experiments/studies/` -> the study's config."""
 TWO_ERRORS = 1.96 * math.sqrt(2)  # a difference of two evaluations that have equal standard errors
 COMPARED = {"gold_mean": "gold_mean_stderr", "win_rate": "win_rate_stderr", "kl": "kl_stderr"}
