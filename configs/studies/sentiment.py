@@ -26,7 +26,7 @@ from ..smollm2 import sentiment
 NUM_UPDATES = 64
 LAGS = (0, 1, 8)
 RATE = "rlhf.optimizer.learning_rate"
-PILOT_RATES = (1e-5, 3e-5, 1e-4)
+PILOT_RATES = (1e-5, 2e-5, 3e-5)  # at 1e-4 and 3e-5 the win-rate of Online DPO is saturated
 RATES = {"online_dpo": 1e-5, "rloo": 1e-5}  # of the draft: the pilot has not ended
 SEEDS = (0, 1, 2, 3, 4)
 PILOT_SEED = 100
