@@ -6,7 +6,7 @@ Hardware:  two CPU cores
 Protocol:  experiments/studies/offpolicyness/protocol.md (hypotheses, cells, margins, stop rule)
 Budget:    44 arms x 64 updates: 40 cells tune the learning rates at age 0, 376 those of the stale arms, 220 are reported
 Result:    docs/results/offpolicyness.md, written from experiments/studies/offpolicyness/cells.jsonl
-Full:      `:full`, 256 updates of 128 prompts; parts `:part=epochs`, `samples`, `policy`, `reward`, with protocols of
+Full:      `:full`, 256 updates of 128 prompts; parts `:part=epochs`, `samples`, `losses`, `policy`, `reward`, with protocols of
            their own in experiments/studies/<part>; `:tiny` is for tests
 
 The question is that of Noukhovitch et al. 2024 (arXiv 2410.18252), section 3. Two axes, never
@@ -31,7 +31,9 @@ run the synchronous loop, whose numbers are those of the asynchronous one of the
 at learning rate 0, and less learning the fewer rounds there are. The parts run at the paper's
 one-step asynchrony (lag 1): `epochs` (T updates per minibatch), `samples` (K); by minibatches per
 round: `policy` and `reward` (models of half and twice the width; the learning rate tuned for each
-size). Reward models of another width are trained on comparisons of their own SFT policy.
+size). Reward models of another width are trained on comparisons of their own SFT policy. `losses` has
+three younger losses, and Online DPO whose sampler is renewed every so many rounds, at the largest ages
+of both axes.
 """
 
 from dataclasses import dataclass
@@ -54,6 +56,8 @@ CORRECTIONS = {
     "truncate": ("proximal", "truncate"),
 }
 RATIO = ("rloo", "ppo")  # the algorithms that have a correction to name
+YOUNGER = ("gspo", "cispo", "oapl")
+WITH_RATIO = (*RATIO, "gspo", "cispo")
 UNSTABLE = ("best_of_n",)  # the algorithms whose settings are chosen by the worst of more seeds
 RATE = "rlhf.optimizer.learning_rate"
 USUAL = "width 64"
@@ -118,7 +122,7 @@ def arm(
     parts += [f"{key}{value}" for key, value in schedule.items()]
     name = "-".join([algorithm, *parts, *filter(None, [correction])])
     overrides: dict[str, Any] = {f"rlhf.{key}": value for key, value in schedule.items()}
-    if algorithm in RATIO:
+    if algorithm in WITH_RATIO:
         ratio_to, kind = CORRECTIONS[correction or "behavior"]
         overrides |= {
             "algorithm.correction.ratio_to": ratio_to,
@@ -192,10 +196,28 @@ def sizes(instance: Instance, role: str) -> tuple[Arm, ...]:
     return tuple(found)
 
 
+def losses(instance: Instance) -> tuple[Arm, ...]:
+    """Online DPO and three younger losses at age 0 and at the largest ages of both axes, and Online DPO
+    whose sampler is renewed as seldom.
+    """
+    lag, count = instance.lags[-1], instance.minibatches[-1]
+    found = []
+    for algorithm in ("online_dpo", *YOUNGER):
+        found += [
+            arm(algorithm, instance),
+            arm(algorithm, instance, algorithm, lag=lag),
+            arm(algorithm, instance, algorithm, num_minibatches=count),
+        ]
+    cadences = dict.fromkeys((lag + 1, count))  # ages up to the lag, and up to those of minibatches
+    found += [arm("online_dpo", instance, "online_dpo", sync_every=each) for each in cadences]
+    return tuple(found)
+
+
 PARTS = {
     "ages": ages,
     "epochs": epochs,
     "samples": samples,
+    "losses": losses,
     "policy": partial(sizes, role="policy"),
     "reward": partial(sizes, role="reward"),
 }

@@ -130,7 +130,7 @@ def test_the_correction_of_every_arm_is_named_and_an_axis_of_lag_alone(study):
             assert (correction["ratio_to"], correction["correction"]) == expected[named], arm.name
 
 
-@pytest.mark.parametrize("part", ["epochs", "samples", "policy", "reward"])
+@pytest.mark.parametrize("part", ["epochs", "samples", "losses", "policy", "reward"])
 def test_parts_can_run(part):
     study = cell_runs.load(f"{CONFIG}:part={part}")
     for arm in study.arms:
@@ -149,7 +149,10 @@ def test_parts_can_run(part):
     [
         ("huge", "'huge' chooses nothing; accepted: size=..., part=..., schedule=..."),
         ("size=huge", "the study's size is 'huge'; accepted: small, full, tiny"),
-        ("part=all", "the study's part is 'all'; accepted: ages, epochs, samples, policy, reward"),
+        (
+            "part=all",
+            "the study's part is 'all'; accepted: ages, epochs, samples, losses, policy, reward",
+        ),
     ],
 )
 def test_an_unknown_choice_names_those_there_are(argument, message):

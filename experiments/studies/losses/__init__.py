@@ -1,0 +1,1 @@
+"""The study of younger losses at the largest ages of off-policyness."""
