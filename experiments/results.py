@@ -40,7 +40,7 @@ NAMES = (
     "quickstart", "grpovi", "offpolicyness", "keep_or_rebuild", "inflight_age", "staleness", "learning_rate_scale",
     "corrections",
 )  # fmt: skip
-PARTS = ("epochs", "samples")  # of the study of off-policyness, with folders of their own
+PARTS = ("epochs", "samples", "losses")  # of the study of off-policyness, with folders of their own
 STUDIES = {name: f"configs/studies/{name}.py" for name in NAMES} | {
     name: f"configs/studies/offpolicyness.py:part={name}" for name in PARTS
 }

@@ -14,12 +14,18 @@ LEARNED = {
     "rloo": 3.2,
     "ppo": 3.8,
     "best_of_n": 2.2,
+    "gspo": 3.0,
+    "cispo": 3.6,
+    "oapl": 3.1,
 }  # nats after 64 fresh updates
 SENSITIVE = {
     "online_dpo": 0.04,
     "rloo": 0.16,
     "ppo": 0.2,
     "best_of_n": 0.1,
+    "gspo": 0.12,
+    "cispo": 0.08,
+    "oapl": 0.05,
 }  # what an age costs, per log
 KEYS = ("lag", "num_minibatches", "num_epochs", "samples_per_prompt")
 
