@@ -40,7 +40,13 @@ NAMES = (
     "quickstart", "grpovi", "offpolicyness", "keep_or_rebuild", "inflight_age", "staleness", "learning_rate_scale",
     "corrections",
 )  # fmt: skip
-PARTS = ("epochs", "samples", "losses")  # of the study of off-policyness, with folders of their own
+PARTS = (
+    "epochs",
+    "samples",
+    "losses",
+    "policy_size",
+    "reward_size",
+)  # of the study of off-policyness, with folders of their own
 STUDIES = {name: f"configs/studies/{name}.py" for name in NAMES} | {
     name: f"configs/studies/offpolicyness.py:part={name}" for name in PARTS
 }

@@ -6,8 +6,8 @@ Hardware:  two CPU cores
 Protocol:  experiments/studies/offpolicyness/protocol.md (hypotheses, cells, margins, stop rule)
 Budget:    44 arms x 64 updates: 40 cells tune the learning rates at age 0, 376 those of the stale arms, 220 are reported
 Result:    docs/results/offpolicyness.md, written from experiments/studies/offpolicyness/cells.jsonl
-Full:      `:full`, 256 updates of 128 prompts; parts `:part=epochs`, `samples`, `losses`, `policy`, `reward`, with protocols of
-           their own in experiments/studies/<part>; `:tiny` is for tests
+Full:      `:full`, 256 updates of 128 prompts; parts `:part=epochs`, `samples`, `losses`, `policy_size`, `reward_size`, with
+           protocols of their own in experiments/studies/<part>; `:tiny` is for tests
 
 The question is that of Noukhovitch et al. 2024 (arXiv 2410.18252), section 3. Two axes, never
 pooled: `num_minibatches` at lag 0, and lag with one minibatch. Every arm has the same prompts in
@@ -30,7 +30,7 @@ run the synchronous loop, whose numbers are those of the asynchronous one of the
 `:schedule=rounds` steps the linear schedule once per round, as the paper's code does: a last round
 at learning rate 0, and less learning the fewer rounds there are. The parts run at the paper's
 one-step asynchrony (lag 1): `epochs` (T updates per minibatch), `samples` (K); by minibatches per
-round: `policy` and `reward` (models of half and twice the width; the learning rate tuned for each
+round: `policy_size` and `reward_size` (models of half and twice the width; the learning rate tuned for each
 size). Reward models of another width are trained on comparisons of their own SFT policy. `losses` has
 three younger losses, and Online DPO whose sampler is renewed every so many rounds, at the largest ages
 of both axes.
@@ -45,6 +45,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import build
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.sweeps.measures.reward_spread import RewardSpread
 from rlhf_jax.sweeps.study import Arm, Rung, Study
 
 from ..common import reviews
@@ -218,8 +219,8 @@ PARTS = {
     "epochs": epochs,
     "samples": samples,
     "losses": losses,
-    "policy": partial(sizes, role="policy"),
-    "reward": partial(sizes, role="reward"),
+    "policy_size": partial(sizes, role="policy"),
+    "reward_size": partial(sizes, role="reward"),
 }
 
 
@@ -288,4 +289,5 @@ def get_study(argument: str = "") -> Study:
         report_updates=instance.num_updates,
         report_seeds=(0, 1, 2, 3, 4),
         cells=None if choice["size"] == "tiny" else records / name,
+        measure=RewardSpread if choice["part"] == "reward_size" else None,
     )

@@ -130,7 +130,7 @@ def test_the_correction_of_every_arm_is_named_and_an_axis_of_lag_alone(study):
             assert (correction["ratio_to"], correction["correction"]) == expected[named], arm.name
 
 
-@pytest.mark.parametrize("part", ["epochs", "samples", "losses", "policy", "reward"])
+@pytest.mark.parametrize("part", ["epochs", "samples", "losses", "policy_size", "reward_size"])
 def test_parts_can_run(part):
     study = cell_runs.load(f"{CONFIG}:part={part}")
     for arm in study.arms:
@@ -151,7 +151,8 @@ def test_parts_can_run(part):
         ("size=huge", "the study's size is 'huge'; accepted: small, full, tiny"),
         (
             "part=all",
-            "the study's part is 'all'; accepted: ages, epochs, samples, losses, policy, reward",
+            "the study's part is 'all'; accepted: ages, epochs, samples, losses, policy_size, "
+            "reward_size",
         ),
     ],
 )
@@ -198,7 +199,7 @@ def test_stale_arms_are_tuned_over_multiples_of_what_their_fresh_arm_chose(study
 
 def test_shared_stages_come_first_and_those_of_a_seed_in_one_process(tmp_path):
     """Two workers on the stages of one seed and size would write the same files."""
-    study = replace(cell_runs.load(f"{CONFIG}:part=reward"), directory=tmp_path, cells=None)
+    study = replace(cell_runs.load(f"{CONFIG}:part=reward_size"), directory=tmp_path, cells=None)
     wanted = [
         Cell(arm.name, ((RATE, 1e-3),), seed, 64, "report") for seed in (0, 1) for arm in study.arms
     ]

@@ -1,0 +1,1 @@
+"""The study of policies of three sizes on old samples."""

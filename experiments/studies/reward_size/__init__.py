@@ -1,0 +1,1 @@
+"""The study of reward models of three sizes and old samples."""
