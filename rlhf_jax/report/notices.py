@@ -11,6 +11,10 @@ from rlhf_jax.report import read
 from rlhf_jax.report.units import value
 
 MOST = 0.5
+MOSTLY_FLAT = 0.75
+"""Share of prompts whose samples all have one score, from which on a round is said to be flat. Two samples
+of a reward of 0 or 1 have one score in half of the prompts at the least.
+"""
 QUIET_ROUNDS = 4
 """Rounds without a condition after which it has ended: one round's share is of few samples."""
 
@@ -54,7 +58,14 @@ def _cut(figures: Mapping[str, float], limits: Limits) -> str:
 
 
 def _flat(figures: Mapping[str, float], limits: Limits) -> str:
-    del figures, limits
+    del limits
+    flat = figures["flat_group_share"]
+    if flat < 1.0:
+        return (
+            f"{100 * flat:.0f} % of prompts have one score for all their samples, and train on no "
+            "reward. rlhf.oversample samples more prompts and keeps those whose scores differ; more "
+            "rlhf.samples_per_prompt make equal scores rarer"
+        )
     return (
         "every prompt has one score for all its samples, so that no reward is trained on. Raise "
         "rlhf.samples_per_prompt, or "
@@ -82,12 +93,10 @@ def is_cut(figures: Mapping[str, float]) -> bool:
 
 
 def is_flat(figures: Mapping[str, float]) -> bool:
-    """True where no prompt of a round has samples of different scores, and cut completions do not
+    """True where few prompts of a round have samples of different scores, and cut completions do not
     explain it.
     """
-    return (
-        "flat_group_share" in figures and figures["flat_group_share"] == 1.0 and not is_cut(figures)
-    )
+    return figures.get("flat_group_share", 0.0) >= MOSTLY_FLAT and not is_cut(figures)
 
 
 def is_idle(figures: Mapping[str, float]) -> bool:

@@ -40,6 +40,8 @@ def test_cut_completions_say_how_many_where_and_what_to_change():
     ("figures", "words"),
     [
         ({"flat_group_share": 1.0}, "every prompt has one score for all its samples"),
+        ({"flat_group_share": 0.8}, "80 % of prompts have one score for all their samples"),
+        ({"flat_group_share": 0.75, "idle_row_share": 1.0}, "rlhf.oversample samples more"),
         ({"idle_row_share": 1.0}, "every row an advantage or a weight of zero"),
         ({"flat_group_share": 1.0, "idle_row_share": 1.0}, "every prompt has one score"),
         (
@@ -68,7 +70,7 @@ def test_a_condition_is_said_once_and_again_when_it_has_ended():
 
 
 @pytest.mark.parametrize(
-    "figures", [{}, {"loss": 1.0}, SOUND, SOUND | {"finished": 0.5, "flat_group_share": 0.99}]
+    "figures", [{}, {"loss": 1.0}, SOUND, SOUND | {"finished": 0.5, "flat_group_share": 0.74}]
 )
 def test_sound_rounds_and_figures_that_are_not_there_say_nothing(figures):
     said: list[str] = []
