@@ -1,0 +1,1 @@
+"""The study of groups whose samples all have one score."""
