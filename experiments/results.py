@@ -38,7 +38,7 @@ from rlhf_jax.sweeps.study import Cell, setting_from_json
 PAGES = ROOT / "docs" / "results"
 NAMES = (
     "quickstart", "grpovi", "offpolicyness", "keep_or_rebuild", "inflight_age", "staleness", "learning_rate_scale",
-    "corrections",
+    "corrections", "flat_groups",
 )  # fmt: skip
 PARTS = (
     "epochs",

@@ -230,7 +230,8 @@ SLOW = {
             "sweeps/test_study_values.py::test_cells_that_agree"
         ],
         "studies/test_staleness_study.py::test_a_round_is_measured_by_whole_rows": [
-            "studies/test_staleness_study.py::test_a_cell_records_every_round"
+            "studies/test_flat_groups_study.py::test_a_cell_records_norms_and_the_share_of_flat_groups",
+            "studies/test_staleness_study.py::test_a_cell_records_every_round",
         ],
         "slots/test_round.py::test_windows_and_caps_are_sampled_alike": [
             "slots/test_round.py::test_every_family_is_sampled_alike["
