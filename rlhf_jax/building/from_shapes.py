@@ -184,8 +184,9 @@ def _program(
     critic = spec.critic
     if critic is not None:
         of_critic = network or workspace.value_model
+        lora_of_critic = lora.on_published() if values["pretrained"]["reward_model"] else lora
         critic = dataclasses.replace(
-            critic, model=of_critic, params=adapters.shapes(of_critic, lora)
+            critic, model=of_critic, params=adapters.shapes(of_critic, lora_of_critic)
         )
     spec = dataclasses.replace(
         spec,

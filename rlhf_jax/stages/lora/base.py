@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from rlhf_jax import randomness
-from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.devices import bases, distributed, sharding
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.adapters import Adapted, Base, Rest
@@ -72,7 +72,7 @@ def of(workspace: Workspace) -> Base | None:
         return of(workspace.source)
     where = str(workspace.directory.resolve())
     if where not in workspace.bases:
-        params = adapters.compact(_read(workspace), workspace.model.dtype)
+        params = bases.compact(_read(workspace), workspace.model, workspace.lora, workspace.mesh)
         workspace.bases[where] = Base(params, workspace.lora.scale)
     return workspace.bases[where]
 
