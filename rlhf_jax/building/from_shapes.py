@@ -95,10 +95,14 @@ def shaped(config: ConfigDict, devices: Sequence[Device], num_layers: int = 0) -
     kind = hardware.lookup(devices[0])
 
     gold = gold_beside(values, settings, lengths)
+    of_adapters = {
+        "lora": fill(adapters.Config, values["lora"], "lora"),
+        "published_reward": bool(pretrained.reward_model),
+    }
 
     def planned(model: Model, network: ValueModel | None) -> Problem:
         of = settings.rlhf, chosen, lengths, model, network, kind, len(devices)
-        return planning.problem(*of, gold=gold)
+        return planning.problem(*of, **of_adapters, gold=gold)
 
     problem = whole = planned(model, network)
     if num_layers:
