@@ -58,8 +58,8 @@ def product(
       kernel_DF: int8.
       scale_F: float32.
       dtype: of the product. The scale is applied in float32, and the result rounded once more.
-      gathered: brings shards of the kernel together, in the forward pass and again in the backward
-        pass, so that no device keeps the whole kernel in between.
+      gathered: brings shards of the kernel together as int8, in the forward pass and in the backward
+        pass.
     """
 
     def forward(x_AD: Array, kernel_DF: Array) -> tuple[Array, Array]:
