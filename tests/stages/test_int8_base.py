@@ -97,7 +97,8 @@ def test_commands_read_the_run(ppo, tmp_path, capsys):
     assert evaluate_command.main([f"--directory={ppo}", "--config.evaluate.num_prompts=8"]) == 0
     workspace, _, _ = build.of_directory(ppo)
     export_stage.write(workspace, "rlhf", tmp_path / "merged")
-    assert "int8" in (tmp_path / "merged" / "README.md").read_text()
+    held = "adapters were trained on its linear layers in int8 |"
+    assert held in (tmp_path / "merged" / "README.md").read_text()
     policy, _ = rlhf.load(workspace)
     whole = pretrained_models.load_policy(str(tmp_path / "merged"), workspace.model, workspace.mesh)
     tokens = jnp.array([[5, 7, 9, 11]])
@@ -108,6 +109,7 @@ def test_commands_read_the_run(ppo, tmp_path, capsys):
     ]
     np.testing.assert_allclose(*outputs, atol=1e-5)
     export_stage.write(workspace, "rlhf", tmp_path / "adapter", adapter=True)
+    assert held in (tmp_path / "adapter" / "README.md").read_text()
     begun = runs.config(tmp_path / "begun", "ppo", reward="learned", begin=str(ppo), **INT8)
     workspace, _, _ = build.parts(begun)
     assert kernels(sft.load(workspace).base)
