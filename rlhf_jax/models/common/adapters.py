@@ -381,7 +381,7 @@ def dequantized(params: Params) -> Params:
     arrays = flat(params)
     for path in [path for path in arrays if path[-1] == KERNEL_SCALE]:
         kernel = (*path[:-1], "kernel")
-        held = (np.asarray(jax.device_get(x)) for x in (arrays[kernel], arrays.pop(path)))
+        held = (jax.device_get(x) for x in (arrays[kernel], arrays.pop(path)))
         arrays[kernel] = np.asarray(int8.dequantize(*held))
     return unflatten_dict(arrays)
 

@@ -341,9 +341,8 @@ def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> 
         if path[-1] not in ("a", "b", adapters.KERNEL_SCALE):
             return axes["/".join(path[-2:])]
         inputs, outputs = axes[f"{path[-2]}/kernel"]
-        if path[-1] == adapters.KERNEL_SCALE:
-            return (_whole(outputs),)
-        return (_whole(inputs), None) if path[-1] == "a" else (None, _whole(outputs))
+        of_adapter = {"a": (_whole(inputs), None), "b": (None, _whole(outputs))}
+        return of_adapter.get(path[-1], (_whole(outputs),))
 
     return unflatten_dict({path: axes_of(path) for path in flatten_dict(params)})
 
