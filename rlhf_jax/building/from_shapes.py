@@ -95,10 +95,14 @@ def shaped(config: ConfigDict, devices: Sequence[Device], num_layers: int = 0) -
     kind = hardware.lookup(devices[0])
 
     gold = gold_beside(values, settings, lengths)
+    of_adapters = {
+        "lora": fill(adapters.Config, values["lora"], "lora"),
+        "published_reward": bool(pretrained.reward_model),
+    }
 
     def planned(model: Model, network: ValueModel | None) -> Problem:
         of = settings.rlhf, chosen, lengths, model, network, kind, len(devices)
-        return planning.problem(*of, gold=gold)
+        return planning.problem(*of, **of_adapters, gold=gold)
 
     problem = whole = planned(model, network)
     if num_layers:
@@ -184,8 +188,9 @@ def _program(
     critic = spec.critic
     if critic is not None:
         of_critic = network or workspace.value_model
+        lora_of_critic = lora.on_published() if values["pretrained"]["reward_model"] else lora
         critic = dataclasses.replace(
-            critic, model=of_critic, params=adapters.shapes(of_critic, lora)
+            critic, model=of_critic, params=adapters.shapes(of_critic, lora_of_critic)
         )
     spec = dataclasses.replace(
         spec,

@@ -1,13 +1,54 @@
 """The bases of adapters on the meshes that need them: one copy for each layout, which all roles share."""
 
-import jax
+from collections.abc import Callable
 
-from rlhf_jax.devices import sharding
+import jax
+from jax.sharding import NamedSharding
+
+from rlhf_jax import randomness
+from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.devices.placement import put
 from rlhf_jax.models.api import Model
+from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.adapters import Base, Rest, join, split
+from rlhf_jax.models.common.stacking import flat
 from rlhf_jax.models.common.value_head import ValueModel
-from rlhf_jax.types import Params
+from rlhf_jax.ops.linear import int8
+from rlhf_jax.ops.once import once
+from rlhf_jax.types import Array, Params
+
+
+def compact(
+    params: Params, model: Model, config: adapters.Config, mesh: jax.sharding.Mesh
+) -> Params:
+    """A base as a run holds it: the kernels of its linear layers in `lora.base_dtype`, and other
+    matrices in the compute dtype.
+
+    Args:
+      params: float32, on the mesh as the model's params are; those that are rounded are deleted,
+        one after the other.
+      model: of the base.
+      config: of its adapters.
+      mesh: of the params.
+    """
+    plain = jax.eval_shape(model.init, randomness.key(0))
+    held = adapters.in_base_dtype(model, config, plain)
+    shardings = flat(sharding.params_shardings(model, held, mesh))
+
+    def quantize(path: tuple[str, ...], kernel: Array) -> tuple[Array, Array]:
+        scale = (*path[:-1], adapters.KERNEL_SCALE)
+        result = _quantize(shardings[path], shardings[scale])(kernel)
+        kernel.delete()
+        return result
+
+    return adapters.compact(adapters.in_base_dtype(model, config, params, quantize), model.dtype)
+
+
+@once
+def _quantize(
+    kernel: NamedSharding, scale: NamedSharding
+) -> Callable[[Array], tuple[Array, Array]]:
+    return distributed.compiled(int8.quantize, out_shardings=(kernel, scale))
 
 
 class Bases:

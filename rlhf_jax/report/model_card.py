@@ -23,7 +23,12 @@ PLACES = ("cache_dir",)
 
 
 def text(
-    directory: Path, stage: str, version: int | None, folder: Path, has_tokenizer: bool
+    directory: Path,
+    stage: str,
+    version: int | None,
+    folder: Path,
+    has_tokenizer: bool,
+    is_adapter: bool = False,
 ) -> str:
     """The card, in Markdown. What the run has not recorded is left out.
 
@@ -33,6 +38,7 @@ def text(
       version: of the policy of the stage rlhf or dpo; None for other stages.
       folder: that is written.
       has_tokenizer: True where the folder has the files of a tokenizer.
+      is_adapter: True for a folder of PEFT.
 
     Raises MissingInput where the directory holds no run, Refusal for a broken file in it.
     """
@@ -44,6 +50,7 @@ def text(
         TEMPLATE,
         title=f"{identity.name(run)}: {_name(stage, version)}",
         is_reward_model=stage == REWARD_MODEL,
+        is_adapter=is_adapter,
         facts=[fact for fact in _facts(run, stage, measured) if fact.value],
         figures=_figures(before, after, measured),
         interval=measured.half,
@@ -92,9 +99,11 @@ def _base(config: Mapping[str, Any] | None, stage: str) -> str:
     folders = [value(config, "pretrained.base"), value(config, "pretrained.sft")]
     given = [folder for folder in folders if folder]
     described = identity.model(config)
+    dtype = value(config, "lora.base_dtype")
+    held = f"; adapters were trained on its linear layers in {dtype}" if dtype else ""
     if given:
-        return f"{given[-1]} ({described})" if described else given[-1]
-    return f"none: {described}, trained from scratch" if described else ""
+        return (f"{given[-1]} ({described})" if described else given[-1]) + held
+    return f"none: {described}, trained from scratch{held}" if described else ""
 
 
 def _data(config: Mapping[str, Any] | None) -> str:

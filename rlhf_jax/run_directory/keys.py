@@ -103,7 +103,7 @@ _OF_CLASS: dict[Class, str] = {
         model.rope_scaling model.rope_scaling_factor model.rope_low_frequency_factor model.rope_high_frequency_factor
         model.rope_original_max_positions model.rope_attention_factor model.rope_truncate model.rope_short_factors
         model.rope_long_factors model.rope_local_theta model.full_attention_interval model.no_rope_interval model.padding_id
-        lora.rank lora.alpha lora.targets lora.learning_rate_factor
+        lora.rank lora.alpha lora.targets lora.learning_rate_factor lora.base_dtype
         algorithm.name algorithm.advantage algorithm.aggregation algorithm.beta algorithm.clip algorithm.clip_high
         algorithm.clip_low algorithm.gae_lambda algorithm.gamma algorithm.gain algorithm.high algorithm.low algorithm.kl_weight
         algorithm.ties algorithm.value_clip algorithm.weights algorithm.level algorithm.kl

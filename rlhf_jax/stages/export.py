@@ -67,7 +67,10 @@ def write(
     tokenizer_file = getattr(workspace.tokenizer, "file", None)  # some tokenizers need none
     params, exported = params_of(workspace, stage, version)
     if adapter:
-        _write_adapter(workspace, directory, model, params, began, dtype)
+        card = ""
+        if workspace.lora.base_dtype:
+            card = model_card.text(workspace.directory, stage, exported, directory, False, True)
+        _write_adapter(workspace, directory, model, params, began, dtype, card)
         return
     export.save(
         directory,
@@ -84,7 +87,13 @@ def write(
 
 
 def _write_adapter(
-    workspace: Workspace, directory: Path, model: Model, params: Params, began: str, dtype: str
+    workspace: Workspace,
+    directory: Path,
+    model: Model,
+    params: Params,
+    began: str,
+    dtype: str,
+    card: str,
 ) -> None:
     """Writes the adapter of params to a new folder, beside its place and renamed at the end.
 
@@ -95,6 +104,7 @@ def _write_adapter(
       params: with an adapter.
       began: the folder of the base; "": the run has its base itself.
       dtype: of the tensors.
+      card: the text of a model card, for adapters on an int8 base; "": none is written.
 
     Raises Refusal where the folder is there, or the params have no adapter.
     """
@@ -109,6 +119,8 @@ def _write_adapter(
     shutil.rmtree(partial_directory, ignore_errors=True)
     partial_directory.mkdir(parents=True)
     peft.write(partial_directory, model, params, workspace.lora, began, dtype)
+    if card:
+        (partial_directory / export.CARD).write_text(card, encoding="utf-8")
     partial_directory.rename(directory)
 
 

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +30,23 @@ from jax.core import Tracer
 from rlhf_jax import randomness
 from rlhf_jax.config import Natural, NonNegative, Positive
 from rlhf_jax.models.api import Model
-from rlhf_jax.models.common.stacking import flat, is_stacked_path, positions, stack, unstack
+from rlhf_jax.models.common.stacking import (
+    flat,
+    is_stacked_path,
+    members,
+    positions,
+    stack,
+    unstack,
+)
 from rlhf_jax.models.common.value_head import ValueModel
+from rlhf_jax.ops.linear import int8
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Array, Params
 
 COLLECTION, VARIABLE = "adapter", "low_rank"
 """The flax collection of adapters, and the name that a linear layer's has in it."""
+KERNEL_SCALE = "kernel_scale"
+"""The float32 param `[F]` beside a kernel that is int8: see `ops/linear/int8.py`."""
 ALL = "all"
 
 
@@ -55,11 +65,25 @@ class Config:
     targets: str = ALL
     # with adapters, the learning rates of all stages are those of the config times this
     learning_rate_factor: NonNegative = 10.0
+    # in which the kernels of the base's linear layers are held: "" is model.dtype; "int8" has a
+    # float32 scale for each output column
+    base_dtype: Literal["", "int8"] = ""
+
+    def __post_init__(self) -> None:
+        if self.base_dtype and not self.rank:
+            raise Refusal(
+                f"lora.base_dtype is {self.base_dtype!r} and lora.rank is 0, which trains all "
+                "params; accepted with it: lora.rank of 1 or more"
+            )
 
     @property
     def scale(self) -> float:
         """The factor of the adapter's product."""
         return self.alpha / self.rank
+
+    def on_published(self) -> "Config":
+        """The same adapters on a published reward model, which is used as it is."""
+        return dataclasses.replace(self, base_dtype="")
 
 
 Multiply = Callable[[Array, str, Array], Array]
@@ -294,22 +318,23 @@ def shapes(model: Model | ValueModel, config: Config) -> Params:
         return plain
     if isinstance(model, ValueModel):
         return {**plain, "backbone": shapes(model.backbone, config)}
-    base = jax.eval_shape(partial(compact, dtype=model.dtype), plain)
+    base = jax.eval_shape(partial(compact, dtype=model.dtype), in_base_dtype(model, config, plain))
     return Adapted(
         base, jax.eval_shape(partial(init, model, config), randomness.key(0)), config.scale
     )
 
 
 def compact(params: Params, dtype: str) -> Params:
-    """A base whose matrices are in the compute dtype, to which every product rounds them anyway.
+    """A base whose matrices are in the compute dtype, to which every product rounds them anyway;
+    those that are int8 stay so.
 
     Args:
-      params: float32; those that are rounded are deleted, one after the other.
+      params: float32 or int8; those that are rounded are deleted, one after the other.
       dtype: of the computation.
     """
 
     def rounded(path: tuple[str, ...], array: Array) -> Array:
-        if array.ndim - is_stacked_path(path) < 2 or array.dtype == dtype:
+        if array.ndim - is_stacked_path(path) < 2 or array.dtype in (dtype, jnp.int8):
             return array
         result = array.astype(dtype)
         if not isinstance(array, Tracer):
@@ -317,6 +342,48 @@ def compact(params: Params, dtype: str) -> Params:
         return result
 
     return unflatten_dict({path: rounded(path, array) for path, array in flat(params).items()})
+
+
+Quantize = Callable[[tuple[str, ...], Array], tuple[Array, Array]]
+"""(path, kernel) -> (the int8 kernel, its scale), as `int8.quantize` of the kernel."""
+
+
+def in_base_dtype(
+    model: Model,
+    config: Config,
+    params: Params,
+    quantize: Quantize = lambda _, kernel: jax.eval_shape(int8.quantize, kernel),
+) -> Params:
+    """A base with the kernels of its linear layers in `lora.base_dtype`: embedding, norms, biases and
+    head stay.
+
+    Args:
+      model: of the base.
+      config: of its adapters.
+      params: of the base, in float32, as arrays or their shapes.
+      quantize: of each of these kernels, one after the other; by default of its shape.
+    """
+    if not config.base_dtype:
+        return params
+    arrays, layers = flat(params), getattr(model, "linear_layers", dict)()
+    for path, kernel in flat(params).items():
+        if path[-1] == "kernel" and members(path, params)[0][:-1] in layers:
+            arrays[path], arrays[(*path[:-1], KERNEL_SCALE)] = quantize(path, kernel)
+    return unflatten_dict(arrays)
+
+
+def dequantized(params: Params) -> Params:
+    """A base with its int8 kernels in float32 on the host; others are returned as they are.
+
+    Args:
+      params: of the base.
+    """
+    arrays = flat(params)
+    for path in [path for path in arrays if path[-1] == KERNEL_SCALE]:
+        kernel = (*path[:-1], "kernel")
+        held = (jax.device_get(x) for x in (arrays[kernel], arrays.pop(path)))
+        arrays[kernel] = np.asarray(int8.dequantize(*held))
+    return unflatten_dict(arrays)
 
 
 def merged(params: Params) -> Params:
@@ -328,7 +395,7 @@ def merged(params: Params) -> Params:
     if not isinstance(params, Adapted):
         backbone = params.get("backbone")
         return {**params, "backbone": merged(backbone)} if isinstance(backbone, Adapted) else params
-    arrays = dict(flatten_dict(params.base))
+    arrays = dict(flatten_dict(dequantized(params.base)))
     for path, pair in _pairs(_beside(params)).items():
         a, b, kernel = (
             np.asarray(jax.device_get(x), np.float32)

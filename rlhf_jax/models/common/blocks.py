@@ -261,7 +261,7 @@ class Dense(nn.Dense):
     one. The adapter is float32 and is rounded to the compute dtype here, as the kernel is.
 
     With `gradient_dtype` float32 the gradients of kernel, bias and adapter are float32 though
-    products are in bfloat16.
+    products are in bfloat16. A kernel with a scale beside it is int8 and has no gradient.
     """
 
     gradient_dtype: str = "bfloat16"
@@ -269,7 +269,10 @@ class Dense(nn.Dense):
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
         wide = linear.widens_gradients(self.dtype, self.gradient_dtype)
-        outputs = self._wide_product(inputs) if wide else super().__call__(inputs)
+        if self.has_variable("params", adapters.KERNEL_SCALE):
+            outputs = self._int8_product(inputs)
+        else:
+            outputs = self._wide_product(inputs) if wide else super().__call__(inputs)
         if not self.has_variable(adapters.COLLECTION, adapters.VARIABLE):
             return outputs
         pair = self.get_variable(adapters.COLLECTION, adapters.VARIABLE)
@@ -282,6 +285,16 @@ class Dense(nn.Dense):
             return linear.product(x_AD, {name: matrix}, outputs.dtype.name, path)
 
         return outputs + pair.product(inputs, multiply)
+
+    def _int8_product(self, x_AD: Array) -> Array:
+        kernel_DF, scale_F = (
+            self.get_variable("params", name) for name in ("kernel", adapters.KERNEL_SCALE)
+        )
+        y_AF = linear.int8_product(x_AD, kernel_DF, scale_F, str(self.dtype), str(self.name))
+        if not self.use_bias:
+            return y_AF
+        bias_F = self.param("bias", self.bias_init, (self.features,))
+        return y_AF + bias_F.astype(y_AF.dtype)[None]
 
     def _wide_product(self, x_AD: Array) -> Array:
         params = {"kernel": self.param("kernel", self.kernel_init, (x_AD.shape[-1], self.features))}

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from rlhf_jax import randomness
 from rlhf_jax.config import Bounds
 from rlhf_jax.models.api import Cache, LogicalAxes
-from rlhf_jax.models.common import adapters, blocks, stacking
+from rlhf_jax.models.common import adapters, blocks, linear, stacking
 from rlhf_jax.models.common.cache import remember
 from rlhf_jax.models.common.layout import keep_rows
 from rlhf_jax.refusal import Refusal
@@ -238,9 +238,10 @@ class Decoder:
             # Decoding reads a slice for each layer. A scan with the cache among its inputs and
             # outputs would hold it several times.
             params = stacking.unstack(params)
-        return self.network(self.config).apply(
-            adapters.variables(params), tokens_BL, positions_BL, mask_BL, cache
-        )  # pyright: ignore[reportReturnType]
+        with linear.int8_kernels(self, adapters.base_of(params)):
+            return self.network(self.config).apply(
+                adapters.variables(params), tokens_BL, positions_BL, mask_BL, cache
+            )  # pyright: ignore[reportReturnType]
 
     def head(self, params: Params, hidden: Array) -> Array:
         return self.network(self.config).apply(
@@ -327,8 +328,8 @@ def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> 
     """A tree like params of tuples of logical axis names, by the last two names of each path.
 
     The matrices of an adapter have the axis of their layer's inputs or outputs, but never `embed`,
-    and none for the rank. They are small: gathering them from shards in every layer would cost more
-    than it saves.
+    and none for the rank. So has the scale of an int8 kernel. They are small: gathering them from
+    shards in every layer would cost more than it saves.
 
     Raises KeyError for a param that the table does not name.
     """
@@ -337,10 +338,11 @@ def logical_axes(params: Params, axes: Mapping[str, tuple[str | None, ...]]) -> 
         return (None, *of_layer(path)) if stacking.is_stacked_path(path) else of_layer(path)
 
     def of_layer(path: tuple[str, ...]) -> tuple[str | None, ...]:
-        if path[-1] not in ("a", "b"):
+        if path[-1] not in ("a", "b", adapters.KERNEL_SCALE):
             return axes["/".join(path[-2:])]
         inputs, outputs = axes[f"{path[-2]}/kernel"]
-        return (_whole(inputs), None) if path[-1] == "a" else (None, _whole(outputs))
+        of_adapter = {"a": (_whole(inputs), None), "b": (None, _whole(outputs))}
+        return of_adapter.get(path[-1], (_whole(outputs),))
 
     return unflatten_dict({path: axes_of(path) for path in flatten_dict(params)})
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
@@ -16,7 +18,7 @@ from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.layout import Layout, current
 from rlhf_jax.models.common.stacking import flat, is_stacked_path
 from rlhf_jax.models.common.value_head import ValueModel
-from rlhf_jax.ops.linear import float32_gradients
+from rlhf_jax.ops.linear import float32_gradients, int8
 from rlhf_jax.ops.linear.sharded_gradients import (
     ParamShards,
     ShardedParam,
@@ -177,6 +179,49 @@ def product(x_AD: Array, params: Mapping[str, Array], dtype: str, path: Path) ->
         return float32_gradients.product(x_AD, kernel, bias, dtype)
     sharded = [reduction.sharded((*path, name), param) for name, param in params.items()]
     return sharded_product(x_AD, sharded[0], sharded[1] if len(sharded) > 1 else None, dtype)
+
+
+_INT8_SPECS: ContextVar[Mapping[str, P]] = ContextVar("int8_specs", default=MappingProxyType({}))
+
+
+@contextmanager
+def int8_kernels(model: Model, base: Params) -> Iterator[None]:
+    """A context in which a model on a base with int8 kernels is traced: on a mesh that shards rows,
+    products bring the shards of these kernels together as int8.
+
+    Args:
+      model: of the base.
+      base: its params.
+    """
+    layout, specs = current(), dict[str, P]()
+    is_int8 = any(path[-1] == adapters.KERNEL_SCALE for path in flat(base))
+    if layout is not None and is_int8:
+        tree = jax.tree.unflatten(jax.tree.structure(base), layout.specs(model, base))
+        for path, spec in flat(tree).items():
+            if path[-1] == "kernel":  # layers of one name have one spec
+                specs[path[-2]] = P(*spec[1:]) if is_stacked_path(path) else spec
+    token = _INT8_SPECS.set(specs)
+    try:
+        yield
+    finally:
+        _INT8_SPECS.reset(token)
+
+
+def int8_product(x_AD: Array, kernel_DF: Array, scale_F: Array, dtype: str, name: str) -> Array:
+    """`(x kernel) scale` in `dtype`, `[A, F]`: see `ops/linear/int8.py`.
+
+    Args:
+      x_AD: rows.
+      kernel_DF: int8.
+      scale_F: of its output columns.
+      dtype: of the product.
+      name: of the layer, as `int8_kernels` knows its spec.
+    """
+    layout, spec = current(), _INT8_SPECS.get().get(name)
+    if layout is None or spec is None:
+        return int8.product(x_AD, kernel_DF, scale_F, dtype)
+    gathered = partial(layout.shards.gathered, spec=spec)
+    return int8.product(x_AD, kernel_DF, scale_F, dtype, gathered)
 
 
 def lookup(tokens_A: Array, table_VD: Array, dtype: str, path: Path) -> Array:

@@ -81,7 +81,7 @@ class AnalyticCostModel:
         """
         _, fsdp, tensor = placement.mesh_shape
         shape = self.shapes[call.role]
-        whole = shape.num_params * shape.copy_bytes
+        whole = shape.whole_bytes
         room = sharding.WHOLE_PARAMS * self.hardware.memory_bytes * tensor
         return call.kind == "generate" and fsdp > 1 and self.rows_stay and whole <= room
 

@@ -73,19 +73,20 @@ def with_depth(
     Returns: the spec, and params of zeros for its reference.
     """
     model = spec.model.with_config(num_layers=num_layers)
-    reward, critic = spec.reward, spec.critic
+    reward, critic, lora_of_critic = spec.reward, spec.critic, spec.lora
     if reward.network is not None:
         network = reward.network.with_config(num_layers=num_layers)
         # A published reward model has no adapter.
         rest = None if reward.params is None else adapters.split(reward.params)[1]
         lora = adapters.Config() if rest is None else spec.lora
+        lora_of_critic = spec.lora.on_published() if rest is None else spec.lora
         params = held(network, zeros(network, lora))
         reward = dataclasses.replace(
             reward, model=learned.make(network), network=network, params=params
         )
     if critic is not None:
         network = critic.model.with_config(num_layers=num_layers)
-        critic = dataclasses.replace(critic, model=network, params=zeros(network, spec.lora))
+        critic = dataclasses.replace(critic, model=network, params=zeros(network, lora_of_critic))
     changed = dataclasses.replace(
         spec,
         model=model,

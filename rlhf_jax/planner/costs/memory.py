@@ -59,10 +59,11 @@ def cache_bytes(part: Part, rows: float, columns: float) -> float:
 
 def _other_params_bytes(part: Part) -> float:
     """A device's params in the compute dtype, and those that fsdp cuts brought together in it: of
-    two layers, which XLA frees again.
+    two layers, which XLA frees again. Of int8 kernels one is cast at a time.
     """
     shape, split = part.shape, part.split
     casts = split.stored * shape.compute_bytes if shape.compute_bytes < part.weight_bytes else 0.0
+    casts += split.largest_int8 * shape.compute_bytes
     gathered = (
         0.0
         if part.rows_move

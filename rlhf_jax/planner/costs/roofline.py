@@ -133,7 +133,7 @@ def product_elements(part: Part) -> float:
 def products_seconds(part: Part, run: Positions) -> float:
     """The layers' products with params in a forward pass."""
     hardware, split = part.hardware, part.split
-    weights = split.layer_products * part.weight_bytes * run.launches
+    weights = split.layer_kernels * part.weight_bytes * run.launches
     flops = 2 * split.layer_products * run.tokens / hardware.product_flops(part.shape.compute_bytes)
     return max(flops, weights / hardware.bytes_a_second)
 

@@ -5,6 +5,7 @@ and cache.
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -36,11 +37,13 @@ class Leaf:
     """Params of one shape: `count` arrays of `sizes` whose dimensions have the logical `axes`.
 
     `place`: layer (of all layers), table (the embedding), head (the map to logits), other.
+    `item_bytes`: of an element of an int8 kernel or of its scale; 0: as the shape says.
     """
 
     place: str
     sizes: tuple[int, ...]
     axes: tuple[str | None, ...]
+    item_bytes: int
     count: int
 
     @property
@@ -63,7 +66,9 @@ class Leaf:
 class Split:
     """Numbers of one device of a mesh.
 
-    `gathered`: with what fsdp has cut brought together again.
+    Params are counted as those of the shape's `copy_bytes`: of an int8 kernel fewer than it has
+    elements. Its products are those of all its elements. `gathered`: with what fsdp has cut brought
+    together again.
     """
 
     stored: float  # params that the device holds
@@ -74,7 +79,9 @@ class Split:
     cut_table: float  # of those, the embedding
     cut_head: float  # of those, a map to logits that is not the embedding
     whole_over_fsdp: float  # of the stored ones, those that fsdp does not divide
-    layer_products: float  # params of the layers' products, gathered
+    layer_products: float  # elements of the layers' kernels, gathered
+    layer_kernels: float  # the same as params that are read
+    largest_int8: float  # elements of the largest int8 kernel, which a product casts; 0: none is
     head_products: float
     heads: int
     kv_heads: int  # XLA cuts the cache by what tensor and these have in common
@@ -130,6 +137,12 @@ class Shape:
         return sum(leaf.elements for leaf in self.leaves)
 
     @cached_property
+    def whole_bytes(self) -> int:
+        """Bytes of a whole copy for generation or inference."""
+        sizes = ((leaf.elements, leaf.item_bytes or self.copy_bytes) for leaf in self.leaves)
+        return sum(elements * item_bytes for elements, item_bytes in sizes)
+
+    @cached_property
     def num_arrays(self) -> int:
         return sum(leaf.count for leaf in self.leaves)
 
@@ -156,10 +169,12 @@ def divided(size: int, parts: int) -> int:
 @cache
 def _split(shape: Shape, fsdp: int, tensor: int) -> Split:
     stored = gathered = cut = cut_table = cut_head = whole = layers = head = 0.0
+    kernels = largest_int8 = 0.0
     table_cut = False
     for leaf in shape.leaves:
         by_fsdp, by_tensor = leaf.parts(fsdp, tensor)
-        here = leaf.elements / by_tensor
+        elements = leaf.elements / by_tensor
+        here = elements * (leaf.item_bytes / shape.copy_bytes if leaf.item_bytes else 1)
         is_head = leaf.place == "head" or (shape.tied and leaf.place == "table")
         stored += here / by_fsdp
         gathered += here
@@ -170,7 +185,11 @@ def _split(shape: Shape, fsdp: int, tensor: int) -> Split:
             cut += here
             cut_table += here if leaf.place == "table" else 0.0
             cut_head += here if leaf.place == "head" else 0.0
-        layers += here if leaf.place == "layer" and len(leaf.sizes) == 2 else 0.0
+        if leaf.place == "layer" and len(leaf.sizes) == 2:
+            layers += elements
+            kernels += here
+        if leaf.item_bytes == 1:
+            largest_int8 = max(largest_int8, elements / leaf.count)
         head += here if is_head and not shape.values else 0.0
         table_cut |= leaf.place == "table" and by_tensor > 1
     return Split(
@@ -181,6 +200,8 @@ def _split(shape: Shape, fsdp: int, tensor: int) -> Split:
         cut_head=cut_head,
         whole_over_fsdp=whole,
         layer_products=layers,
+        layer_kernels=kernels,
+        largest_int8=largest_int8,
         head_products=head,
         heads=divided(shape.num_heads, tensor),
         kv_heads=shape.num_kv_heads // math.gcd(shape.num_kv_heads, tensor),
@@ -199,16 +220,17 @@ def model_shape(
     Args:
       model: of a role.
       copy_bytes: of a param of the sampler's or of a frozen copy; None: as they are trained. With
-        adapters, those of the base are of the compute dtype.
+        adapters, those of the base are of the compute dtype, or as `lora.base_dtype` says.
       lora: adapters that are trained in the place of all params.
     """
     backbone: Any = getattr(model, "backbone", model)  # a family's own class, with its config
     config = backbone.config
-    arrays, axes = _params(model)
+    arrays, axes = _params(model, lora)
     counts = Counter(
-        (_place(path), tuple(array.shape), axes[path]) for path, array in arrays.items()
+        (_place(path), tuple(array.shape), axes[path], _item_bytes(path, arrays))
+        for path, array in arrays.items()
     )
-    (param_bytes,) = {array.dtype.itemsize for array in arrays.values()}
+    param_bytes = 4
     if lora.rank:
         param_bytes = copy_bytes = np.dtype(config.dtype).itemsize
     return Shape(
@@ -254,21 +276,34 @@ def _adapter_leaves(model: Model | ValueModel, lora: adapters.Config) -> tuple[L
     arrays: dict[Any, Any] = flatten_dict(adapter)
     axes: dict[Any, Any] = flatten_dict(backbone.logical_axes(adapter))
     if isinstance(model, ValueModel):
-        whole, axes_of = _params(model)
+        whole, axes_of = _params(model, FULL)
         head = [path for path in whole if "value_head" in path]
         arrays |= {path: whole[path] for path in head}
         axes |= {path: axes_of[path] for path in head}
-    counts = Counter((_place(path), tuple(x.shape), axes[path]) for path, x in arrays.items())
+    counts = Counter((_place(path), tuple(x.shape), axes[path], 0) for path, x in arrays.items())
     return tuple(Leaf(*key, count) for key, count in sorted(counts.items(), key=repr))
 
 
 @once
-def _params(model: Model | ValueModel) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    """Shapes and logical axes of a model's params by their paths. A deep model takes a second to
-    trace, and several roles of a plan have the same one.
+def _params(
+    model: Model | ValueModel, lora: adapters.Config
+) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Shapes and logical axes of a model's params by their paths, without adapters. A deep model
+    takes a second to trace, and several roles of a plan have the same one.
     """
     params = jax.eval_shape(lambda: unstack(model.init(randomness.key(0))))
+    if isinstance(model, ValueModel):
+        base = adapters.in_base_dtype(model.backbone, lora, params["backbone"])
+        params = {**params, "backbone": base}
+    else:
+        params = adapters.in_base_dtype(model, lora, params)
     return flatten_dict(params), flatten_dict(model.logical_axes(params))
+
+
+def _item_bytes(path: tuple[str, ...], arrays: Mapping[tuple[str, ...], Any]) -> int:
+    """Bytes of an element of an int8 kernel or of its scale; 0 for other params."""
+    is_int8 = (*path[:-1], adapters.KERNEL_SCALE) in arrays
+    return arrays[path].dtype.itemsize if is_int8 and path[-1] != "bias" else 0
 
 
 def _place(path: tuple[str, ...]) -> str:

@@ -28,8 +28,8 @@ SAME = ("model", "tokenizer", "task", "pretrained", DATA)
 Its pretrained.gold need not be.
 """
 
-ADAPTERS = ("rank", "alpha", "targets")
-"""Keys of `lora` that say what an adapter is."""
+ADAPTERS = ("rank", "alpha", "targets", "base_dtype")
+"""Keys of `lora` that say what an adapter is, and the base that it is on."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def problem(
     shapes = {
         "policy": model_shape(model, np.dtype(config.publish_dtype).itemsize, lora),
         "reference": held_shape(model, lora),
-        "critic": model_shape(critic, lora=lora),
+        "critic": model_shape(critic, lora=lora.on_published() if published_reward else lora),
         "reward": held_shape(critic, FULL if published_reward else lora),
     }
     return Problem(

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from rlhf_jax import randomness
-from rlhf_jax.devices import distributed, sharding
+from rlhf_jax.devices import bases, distributed, sharding
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.adapters import Adapted, Base, Rest
@@ -33,7 +33,8 @@ FOLDER = "base"
 
 
 def checked(workspace: Workspace) -> list[str]:
-    """A line about the adapters of a run; none for a run that trains all params.
+    """A line about the adapters of a run, and one about an int8 base; none for a run that trains all
+    params.
 
     Raises Refusal for targets that the model does not have, for a `pretrained.adapter` without
     `lora.rank`, and for one that is not of these adapters.
@@ -52,11 +53,24 @@ def checked(workspace: Workspace) -> list[str]:
     trained = sum(lora.rank * (num_in + num_out) for num_in, num_out in layers.values())
     whole = jax.tree.leaves(jax.eval_shape(workspace.model.init, randomness.key(0)))
     names = ", ".join(dict.fromkeys(path[-1] for path in layers))
-    return [
+    lines = [
         f"adapters of rank {lora.rank} on {names}: {trained:,} params are trained, of "
         f"{sum(array.size for array in whole):,}; learning rates are the config's times "
         f"{lora.learning_rate_factor:g}"
     ]
+    if lora.base_dtype:
+        plain = dataclasses.replace(lora, base_dtype="")
+        held, before = (_base_bytes(workspace.model, each) for each in (lora, plain))
+        lines.append(
+            f"the base is {held:,} bytes with its linear layers in {lora.base_dtype}, and would be "
+            f"{before:,} in {workspace.model.dtype}"
+        )
+    return lines
+
+
+def _base_bytes(model: Model, lora: adapters.Config) -> int:
+    shapes = adapters.split(adapters.shapes(model, lora))[1]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def of(workspace: Workspace) -> Base | None:
@@ -72,7 +86,7 @@ def of(workspace: Workspace) -> Base | None:
         return of(workspace.source)
     where = str(workspace.directory.resolve())
     if where not in workspace.bases:
-        params = adapters.compact(_read(workspace), workspace.model.dtype)
+        params = bases.compact(_read(workspace), workspace.model, workspace.lora, workspace.mesh)
         workspace.bases[where] = Base(params, workspace.lora.scale)
     return workspace.bases[where]
 
