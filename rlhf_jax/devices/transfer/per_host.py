@@ -24,14 +24,14 @@ from rlhf_jax.devices.distributed import mesh_of
 from rlhf_jax.devices.transfer.copies import as_bits, from_bits
 from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.types import Array
+from rlhf_jax.types import Array, Device
 
 T = TypeVar("T")
 
 
 def processes(devices: np.ndarray) -> np.ndarray:
     """The process of each device of a mesh."""
-    return np.vectorize(lambda device: device.process_index, otypes=[int])(devices)
+    return distributed.hosts_of(devices)
 
 
 def box_of(process_of: np.ndarray, process: int) -> tuple[np.ndarray, ...] | None:
@@ -70,21 +70,24 @@ def _boxes(mesh: Mesh) -> dict[int, tuple[np.ndarray, ...]]:
     return {process: box for process, box in boxes.items() if box is not None}
 
 
-@lru_cache(maxsize=256)
 def local_mesh(mesh: Mesh) -> Mesh:
     """The mesh of this host's devices in a mesh over all hosts.
 
     Raises Refusal unless each host has a box of the mesh, all boxes of one shape.
     """
-    process = jax.process_index()
+    return _local_mesh(mesh, distributed.stood_in_for())
+
+
+@lru_cache(maxsize=256)
+def _local_mesh(mesh: Mesh, stand_ins: tuple[tuple[Device, ...], ...]) -> Mesh:
+    """The local mesh, by the devices that stand in: `processes` depends on them."""
+    process, num_hosts = distributed.host_index(), distributed.num_hosts()
     # Devices of another machine's topology, which is compiled for, are of several processes.
-    if jax.process_count() == 1 or all(
-        device.process_index == process for device in mesh.devices.flat
-    ):
+    if num_hosts == 1 or (processes(mesh.devices) == process).all():
         return mesh
     boxes = _boxes(mesh)
-    if len(boxes) < jax.process_count():
-        raise Refusal(f"{mesh} has devices of {len(boxes)} of {jax.process_count()} hosts")
+    if len(boxes) < num_hosts:
+        raise Refusal(f"{mesh} has devices of {len(boxes)} of {num_hosts} hosts")
     return Mesh(mesh.devices[np.ix_(*boxes[process])], mesh.axis_names)
 
 
@@ -188,22 +191,70 @@ def on_each_host(tree: T, dtype: jax.typing.DTypeLike | None = None) -> T:
       dtype: that arrays of floats travel in, and are returned in; None: theirs.
     """
     arrays, structure = jax.tree.flatten(tree)
-    found, spread = to_local(arrays), {}
-    for index, array in enumerate(arrays):
-        if isinstance(array, jax.Array) and not array.is_fully_addressable:
-            sharding = array.sharding
-            assert isinstance(sharding, NamedSharding)
-            if _splits_over_hosts(sharding):
-                spread.setdefault(mesh_of(sharding), []).append(index)
-    for mesh in sorted(spread, key=lambda mesh: [device.id for device in mesh.devices.flat]):
-        chosen = [arrays[index] for index in spread[mesh]]
-        specs = tuple(_whole_spec(array.sharding.spec, array.ndim) for array in chosen)
-        name = "" if dtype is None else np.dtype(dtype).name
-        for index, array in zip(spread[mesh], _gather(mesh, specs, name)(chosen), strict=True):
+    found = to_local(arrays)
+    for gather, indices in _gathers(arrays, dtype):
+        gathered = gather([arrays[index] for index in indices])
+        for index, array in zip(indices, gathered, strict=True):
             assert isinstance(array.sharding, NamedSharding)
             target = local_sharding(array.sharding)
             found[index] = _with_shards(array, arrays[index].shape, target)
     return jax.tree.unflatten(structure, found)
+
+
+def _gathers(
+    arrays: Sequence[jax.Array], dtype: jax.typing.DTypeLike | None
+) -> list[tuple[distributed.Compiled[list[jax.Array]], list[int]]]:
+    """The programs of `on_each_host`, each with the indices of the arrays that it gathers: those that
+    are sharded over hosts, by mesh.
+    """
+    spread: dict[Mesh, list[int]] = {}
+    for index, array in enumerate(arrays):
+        sharding = getattr(array, "sharding", None)  # host arrays have none
+        if isinstance(sharding, NamedSharding) and _splits_over_hosts(sharding):
+            spread.setdefault(mesh_of(sharding), []).append(index)
+    name = "" if dtype is None else np.dtype(dtype).name
+    found = []
+    for mesh in sorted(spread, key=lambda mesh: [device.id for device in mesh.devices.flat]):
+        chosen = [arrays[index] for index in spread[mesh]]
+        specs = tuple(_whole_spec(array.sharding.spec, array.ndim) for array in chosen)
+        found.append((_gather(mesh, specs, name), spread[mesh]))
+    return found
+
+
+def gather_call(
+    tree: object, dtype: jax.typing.DTypeLike | None
+) -> tuple[distributed.Compiled[list[jax.Array]], tuple[object, ...]] | None:
+    """The program of `on_each_host` with its arguments, for compiling ahead of time; None where every
+    host has all arrays whole.
+
+    Args:
+      tree: of shapes with NamedShardings of one mesh.
+      dtype: as `on_each_host` takes it.
+    """
+    shapes: list = jax.tree.leaves(tree)
+    gathers = _gathers(shapes, dtype)
+    if not gathers:
+        return None
+    ((gather, indices),) = gathers
+    return gather, ([shapes[index] for index in indices],)
+
+
+def shapes_on_each_host(tree: T, dtype: jax.typing.DTypeLike | None) -> T:
+    """Shapes of what `on_each_host` returns on one host.
+
+    Args:
+      tree: of shapes with NamedShardings.
+      dtype: as `on_each_host` takes it.
+    """
+
+    def convert(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = shape.sharding
+        assert isinstance(sharding, NamedSharding)
+        travels = dtype is not None and jnp.issubdtype(shape.dtype, jnp.floating)
+        kept = dtype if travels and _splits_over_hosts(sharding) else shape.dtype
+        return jax.ShapeDtypeStruct(shape.shape, kept, sharding=local_sharding(sharding))
+
+    return jax.tree.map(convert, tree)
 
 
 def _whole_spec(spec: P, num_dims: int) -> tuple[tuple[str, ...], ...]:

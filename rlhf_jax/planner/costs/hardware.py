@@ -131,6 +131,21 @@ def find(name: str) -> Hardware:
     return TABLE[name]
 
 
+def in_slice(hardware: Hardware, devices_per_host: int) -> Hardware:
+    """The device in a slice of TPUs of several hosts: links of the same kind join all chips, those of
+    other hosts too.
+
+    Args:
+      hardware: of a TPU.
+      devices_per_host: of the slice, which may be fewer than a machine can have.
+    """
+    return replace(
+        hardware,
+        devices_per_host=devices_per_host,
+        network_bandwidth=hardware.link_bandwidth,
+    )
+
+
 KINDS = (
     ("h200", "h200"),
     ("h100", "h100"),
