@@ -217,7 +217,7 @@ def _gathers(
     for mesh in sorted(spread, key=lambda mesh: [device.id for device in mesh.devices.flat]):
         chosen = [arrays[index] for index in spread[mesh]]
         specs = tuple(_whole_spec(array.sharding.spec, array.ndim) for array in chosen)
-        found.append((_gather(mesh, specs, name), spread[mesh]))
+        found.append((_gather(mesh, specs, name, distributed.stood_in_for()), spread[mesh]))
     return found
 
 
@@ -265,35 +265,28 @@ def _whole_spec(spec: P, num_dims: int) -> tuple[tuple[str, ...], ...]:
 
 @lru_cache(maxsize=64)
 def _gather(
-    mesh: Mesh, specs: tuple[tuple[tuple[str, ...], ...], ...], dtype: str
+    mesh: Mesh,
+    specs: tuple[tuple[tuple[str, ...], ...], ...],
+    dtype: str,
+    stand_ins: tuple[tuple[Device, ...], ...],
 ) -> distributed.Compiled[list[jax.Array]]:
     """A program that gives the devices of each host the whole of arrays, in the order of its box.
 
     The result is as if the hosts' arrays were joined: a dimension that is sharded over n hosts is n
     times as long, and each host has its shards of one whole array.
-    """
-    boxes, hosts = _boxes(mesh), hosts_of_axis(mesh)
-    process_of = processes(mesh.devices)
 
-    def local_index(names: tuple[str, ...]) -> tuple[np.ndarray, int]:
-        """The index among its host's shards of each device of the mesh, and their number."""
-        table, count = np.zeros(mesh.devices.shape, np.int32), 1
-        for name in names:
-            axis = mesh.axis_names.index(name)
-            rank = np.zeros(mesh.devices.shape, np.int32)
-            for place in np.ndindex(mesh.devices.shape):
-                own = boxes[int(process_of[place])][axis]
-                rank[place] = np.searchsorted(own, place[axis])
-            size = len(next(iter(boxes.values()))[axis])
-            table, count = table * size + rank, count * size
-        return table.reshape(-1), count
+    No device holds more than its shards of the result. With W bytes of the whole array, k shards and
+    n hosts, a device sends W/k to where its shard belongs, and then (n − 1)/k · W.
+    """
+    hosts = hosts_of_axis(mesh)
 
     def whole_dim(bits: Array, dim: int, names: tuple[str, ...]) -> Array:
-        table, count = local_index(names)
-        whole = jax.lax.all_gather(bits, names, axis=dim, tiled=True)
-        size = whole.shape[dim] // count
-        start = jnp.asarray(table)[jax.lax.axis_index(mesh.axis_names)] * size
-        return jax.lax.dynamic_slice_in_dim(whole, start, size, dim)
+        sent, together = _meeting(mesh, names)
+        if any(source != target for source, target in sent):
+            bits = jax.lax.ppermute(bits, mesh.axis_names, sent)
+        return jax.lax.all_gather(
+            bits, mesh.axis_names, axis=dim, tiled=True, axis_index_groups=together
+        )
 
     def gather(*shards: Array) -> tuple[Array, ...]:
         found = []
@@ -319,6 +312,53 @@ def _gather(
     return distributed.compiled(
         gather_on_each_host, out_shardings=[NamedSharding(mesh, spec) for spec in shardings]
     )
+
+
+def _meeting(
+    mesh: Mesh, names: tuple[str, ...]
+) -> tuple[list[tuple[int, int]], list[list[int]]]:
+    """The devices that need the same part of a dimension that is sharded over hosts, and how its
+    shards get to them.
+
+    The i-th device of each host needs the i-th part of the whole dimension. Of n hosts, n devices need
+    one part, which consists of n shards: each of them takes one, and then they gather.
+
+    Args:
+      mesh: of all hosts.
+      names: mesh axes of the dimension.
+
+    Returns:
+      Pairs (device that has a shard, device that takes it), and groups of devices that gather their
+      shards in that order; devices by their places in the mesh.
+    """
+    boxes, process_of = _boxes(mesh), processes(mesh.devices)
+    index_of = np.arange(mesh.size).reshape(mesh.devices.shape)
+    shard_of, part_of = np.zeros_like(index_of), np.zeros_like(index_of)
+    others: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for place in np.ndindex(mesh.devices.shape):
+        for name in names:
+            axis = mesh.axis_names.index(name)
+            own = boxes[int(process_of[place])][axis]
+            shard_of[place] = shard_of[place] * mesh.devices.shape[axis] + place[axis]
+            part_of[place] = part_of[place] * len(own) + np.searchsorted(own, place[axis])
+        key = tuple(
+            index for index, name in zip(place, mesh.axis_names, strict=True) if name not in names
+        )
+        others.setdefault(key, []).append(place)
+    sent, together = [], []
+    for places in others.values():
+        num_parts = 1 + max(int(part_of[place]) for place in places)
+        takers = [
+            [int(index_of[place]) for place in places if part_of[place] == part]
+            for part in range(num_parts)
+        ]
+        num_hosts = len(places) // num_parts
+        sent += [
+            (int(index_of[place]), takers[shard_of[place] // num_hosts][shard_of[place] % num_hosts])
+            for place in places
+        ]
+        together += takers
+    return sent, together
 
 
 @lru_cache(maxsize=4096)

@@ -140,7 +140,7 @@ class AnalyticCostModel:
         links = replace(
             self.hardware, bfloat16_flops=inf, float32_flops=inf, memory_bandwidth=inf,
             link_bandwidth=1.0, network_bandwidth=1.0, link_efficiency=1.0,
-            collective_latency=0.0, launch_seconds=0.0,
+            collective_latency=0.0, launch_seconds=0.0, shared_cores=0,
         )  # fmt: skip
         counted = replace(self, hardware=links, _parts={})
         updates = self.work.num_minibatches * self.work.num_epochs
