@@ -61,7 +61,7 @@ def _flags(**settings: object) -> tuple[str, ...]:
     return tuple(f"--config.{key.replace('__', '.')}={value}" for key, value in settings.items())
 
 
-TLDR, GSM8K = "configs/tldr/online_dpo.py:size=410m", "configs/gsm8k/online_dpo.py"
+TLDR, GSM8K = "configs/tldr/online_dpo.py:size=410m", "configs/gsm8k/rloo.py"
 UNROLLED = _flags(model__remat=True, plan="train_policy: 0-7 fsdp=8 micro_batches=8 remat")
 SCANNED = (*UNROLLED, *_flags(model__scan_layers=12))
 FLOAT32 = _flags(model__gradient_dtype="float32")
