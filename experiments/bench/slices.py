@@ -117,6 +117,22 @@ CASES = {
         22,
         {"train_policy": (22,), "gather": (22,), "generate": (2, 4), "reference": (22,)},
     ),
+    "5b-one-part": Case(
+        "the same, a fourth of the prompts in one part, bfloat16 gradients",
+        "v5e:4x4",
+        GSM8K,
+        (
+            *(flag for flag in SPREAD if "gradient_dtype" not in flag),
+            *_flags(
+                pretrained__policy_shape="mistral/mistral-7b-v0.3",
+                rlhf__prompts_per_update=16,
+                rlhf__total_prompts=16 * 1024,
+                plan="generate: 0-3 tensor=4; train_policy: 0-3 fsdp=4 remat",
+            ),
+        ),
+        22,
+        {"train_policy": (22,)},
+    ),
     "32b": Case(
         "Qwen2.5-32B",
         "v5p:4x4x4",
@@ -138,7 +154,9 @@ CASES = {
 
 def read_figures() -> list[dict[str, Any]]:
     """A line for each program, in the order in which they were compiled."""
-    return [json.loads(line) for line in FIGURES.read_text().splitlines()] if FIGURES.exists() else []
+    return (
+        [json.loads(line) for line in FIGURES.read_text().splitlines()] if FIGURES.exists() else []
+    )
 
 
 def config_of(case: Case) -> Any:
@@ -209,7 +227,11 @@ def main() -> None:
     names = options.only.split(",")
     if unknown := [name for name in names if name not in CASES]:
         parser.error(f"--only has {unknown[0]!r}; accepted: {', '.join(CASES)}")
-    calls = options.calls.split(",") if options.calls else sorted({c for n in names for c in CASES[n].programs})
+    calls = (
+        options.calls.split(",")
+        if options.calls
+        else sorted({c for n in names for c in CASES[n].programs})
+    )
     if options.here:
         compile_case(names[0], calls)
         return

@@ -140,7 +140,10 @@ def _calls() -> str:
             figures, how, programs = found or (dict.fromkeys(KEYS), "formula", "–")
             expected = ["–", "–"]
             if planned is not None:
-                expected = [_gigabytes(costs.working_bytes(*planned)), _gigabytes(costs.link_bytes(*planned))]
+                expected = [
+                    _gigabytes(costs.working_bytes(*planned)),
+                    _gigabytes(costs.link_bytes(*planned)),
+                ]
             cells = [_gigabytes(figures["working_bytes"]), expected[0]]
             cells += [_gigabytes(figures["link_bytes"]), expected[1]]
             cells.append(_gigabytes(formula(name)) if call_name == UPDATE else "–")
@@ -160,7 +163,11 @@ def _memory() -> str:
         version = costs.params_bytes("policy", plan.placements["generate"])
         versions = of.work.live_versions * version
         frozen = of.resident_bytes(plan) - state - versions
-        known = {call: found[0]["working_bytes"] for call in slices.CASES[name].programs if (found := whole(name, call))}
+        known = {
+            call: found[0]["working_bytes"]
+            for call in slices.CASES[name].programs
+            if (found := whole(name, call))
+        }
         if UPDATE not in known:
             continue
         # While params are gathered the newest version is not there yet.
@@ -168,7 +175,13 @@ def _memory() -> str:
         worst = max(needs, key=needs.__getitem__)
         total = of.resident_bytes(plan) + needs[worst]
         memory = of.hardware.memory_bytes
-        fits = "yes" if total <= costs.device_bytes else "with less than 8 % left" if total <= memory else "no"
+        fits = (
+            "yes"
+            if total <= costs.device_bytes
+            else "with less than 8 % left"
+            if total <= memory
+            else "no"
+        )
         cells = [_gigabytes(each) for each in (state, frozen, versions)]
         rows.append(
             [slices.CASES[name].about, slices.CASES[name].topology, *cells, worst,

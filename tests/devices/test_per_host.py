@@ -14,7 +14,12 @@ from rlhf_jax.devices.mesh import AXES
 from rlhf_jax.devices.transfer import per_host
 from rlhf_jax.planner.compiled.collectives import collectives
 
-ORDERS = [list(range(8)), [0, 1, 4, 5, 7, 6, 3, 2], [0, 2, 4, 6, 1, 3, 5, 7], [7, 3, 1, 5, 0, 4, 6, 2]]
+ORDERS = [
+    list(range(8)),
+    [0, 1, 4, 5, 7, 6, 3, 2],
+    [0, 2, 4, 6, 1, 3, 5, 7],
+    [7, 3, 1, 5, 0, 4, 6, 2],
+]
 """Of the devices in the mesh: by host, along wires, and with the hosts in turn."""
 
 

@@ -21,7 +21,6 @@ from rlhf_jax.runtime.sampler import GENERATE
 from rlhf_jax.types import Placement, Plan
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-EXPECTED = "expected_bytes", "expected_seconds", "expected_link_bytes"
 LABELS = (
     "call",
     "arguments",
@@ -110,20 +109,19 @@ def compiled(shaped: Shaped, call: str, folder: Path | None) -> Row:
     """
     program, problem = shaped.program, shaped.problem
     placed = placements(shaped)
-    expected: dict[str, float] = {}
+    row, costs = Row(call, None, "", None, None), problem.placed_costs()
+    mesh = program.trainer_mesh
     for planned in problem.calls:
         if planned.name == call:
-            costs, placement = problem.placed_costs(), placed[call]
-            expected = {
-                "expected_bytes": costs.working_bytes(planned, placement),
-                "expected_seconds": costs.seconds(planned, placement),
-                "expected_link_bytes": costs.link_bytes(planned, placement),
-            }
-    row = Row(call, None, "", **(dict.fromkeys(EXPECTED) | expected))
+            with shaped.standing_in():
+                mesh = program.spec.resolved_plan.mesh(call)
+            row = replace(
+                row,
+                expected_bytes=costs.working_bytes(planned, placed[call]),
+                expected_seconds=costs.seconds(planned, placed[call]),
+                expected_link_bytes=costs.link_bytes(planned, placed[call]),
+            )
     with shaped.standing_in():
-        mesh = program.trainer_mesh
-        if expected:
-            mesh = program.spec.resolved_plan.mesh(call)
         if call in (GENERATE, PUBLISH):  # on the devices of one host
             mesh = per_host.local_mesh(mesh)
         host_of = distributed.hosts_of(mesh.devices).reshape(-1)

@@ -207,17 +207,17 @@ def _gathers(
     """The programs of `on_each_host`, each with the indices of the arrays that it gathers: those that
     are sharded over hosts, by mesh.
     """
-    spread: dict[Mesh, list[int]] = {}
+    spread: dict[Mesh, dict[int, tuple[tuple[str, ...], ...]]] = {}
     for index, array in enumerate(arrays):
         sharding = getattr(array, "sharding", None)  # host arrays have none
         if isinstance(sharding, NamedSharding) and _splits_over_hosts(sharding):
-            spread.setdefault(mesh_of(sharding), []).append(index)
+            spec = _whole_spec(sharding.spec, array.ndim)
+            spread.setdefault(mesh_of(sharding), {})[index] = spec
     name = "" if dtype is None else np.dtype(dtype).name
     found = []
     for mesh in sorted(spread, key=lambda mesh: [device.id for device in mesh.devices.flat]):
-        chosen = [arrays[index] for index in spread[mesh]]
-        specs = tuple(_whole_spec(array.sharding.spec, array.ndim) for array in chosen)
-        found.append((_gather(mesh, specs, name, distributed.stood_in_for()), spread[mesh]))
+        gather = _gather(mesh, tuple(spread[mesh].values()), name, distributed.stood_in_for())
+        found.append((gather, list(spread[mesh])))
     return found
 
 
@@ -314,9 +314,7 @@ def _gather(
     )
 
 
-def _meeting(
-    mesh: Mesh, names: tuple[str, ...]
-) -> tuple[list[tuple[int, int]], list[list[int]]]:
+def _meeting(mesh: Mesh, names: tuple[str, ...]) -> tuple[list[tuple[int, int]], list[list[int]]]:
     """The devices that need the same part of a dimension that is sharded over hosts, and how its
     shards get to them.
 
@@ -354,7 +352,10 @@ def _meeting(
         ]
         num_hosts = len(places) // num_parts
         sent += [
-            (int(index_of[place]), takers[shard_of[place] // num_hosts][shard_of[place] % num_hosts])
+            (
+                int(index_of[place]),
+                takers[shard_of[place] // num_hosts][shard_of[place] % num_hosts],
+            )
             for place in places
         ]
         together += takers

@@ -96,17 +96,44 @@ TABLE: dict[str, Hardware] = {
     # XLA multiplies float32 arrays on a TPU in one pass of bfloat16 at the default precision, hence
     # one peak.
     "tpu-v5e": Hardware(
-        "tpu-v5e", 197e12, 197e12, 16e9, 0.819e12, 200e9, 3.125e9, 8, launch_seconds=1e-6, windowed=True
+        "tpu-v5e",
+        197e12,
+        197e12,
+        16e9,
+        0.819e12,
+        200e9,
+        3.125e9,
+        8,
+        launch_seconds=1e-6,
+        windowed=True,
     ),
     # Page "TPU v5p": 459 TFLOP/s, 95 GB, 2765 GB/s, 4800 Gb/s between chips, four chips a host, 50
     # Gb/s of network a chip.
     "tpu-v5p": Hardware(
-        "tpu-v5p", 459e12, 459e12, 95e9, 2.765e12, 600e9, 6.25e9, 4, launch_seconds=1e-6, windowed=True
+        "tpu-v5p",
+        459e12,
+        459e12,
+        95e9,
+        2.765e12,
+        600e9,
+        6.25e9,
+        4,
+        launch_seconds=1e-6,
+        windowed=True,
     ),
     # Page "TPU v6e": 918 TFLOP/s, 32 GB, 1600 GB/s, 3200 Gb/s between chips, eight chips a host,
     # 25.6 Tb/s for 256 chips.
     "tpu-v6e": Hardware(
-        "tpu-v6e", 918e12, 918e12, 32e9, 1.6e12, 400e9, 12.5e9, 8, launch_seconds=1e-6, windowed=True
+        "tpu-v6e",
+        918e12,
+        918e12,
+        32e9,
+        1.6e12,
+        400e9,
+        12.5e9,
+        8,
+        launch_seconds=1e-6,
+        windowed=True,
     ),
     # A core of a two-core AMD EPYC, measured with XLA 0.10: products of 1024^3 180-217 GFLOP/s in
     # float32 and 290-430 in bfloat16 on both cores. Memory, its bandwidth, what copies between
