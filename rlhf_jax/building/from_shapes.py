@@ -2,6 +2,7 @@
 that need not be here.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,21 +62,29 @@ class Shaped:
       program: its calls lower and compile, and cannot run.
       problem: the same round as the planner sees it.
       notices: what was assumed, a sentence each.
+      devices_by_host: that it was made for, `[hosts, devices of a host]`.
     """
 
     program: Program
     problem: Problem
     notices: tuple[str, ...]
+    devices_by_host: np.ndarray
+
+    def standing_in(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which the program is lowered. On one host it is lowered outside as well."""
+        return distributed.standing_in(self.devices_by_host)
 
 
-def shaped(config: ConfigDict, devices: Sequence[Device], num_layers: int = 0) -> Shaped:
-    """The program of a config on these devices, which count as those of one host.
+def shaped(
+    config: ConfigDict, devices: Sequence[Device] | np.ndarray, num_layers: int = 0
+) -> Shaped:
+    """The program of a config on these devices; of several hosts, that of the first one.
 
     Models whose folders are not there have the shapes that `pretrained` names.
 
     Args:
       config: of a run.
-      devices: real ones, or those of a topology.
+      devices: real ones, or those of a topology: of one host, or `[hosts, devices of a host]`.
       num_layers: of every model; 0: as many as it has. A plan that is chosen is that of the whole
         models, so that figures of two depths give those of any other.
 
@@ -92,8 +101,8 @@ def shaped(config: ConfigDict, devices: Sequence[Device], num_layers: int = 0) -
     model, network, notices = _networks(config, settings, pretrained)
     chosen = algorithm(values["algorithm"])
     lengths = fill(Lengths, values["lengths"], "lengths")
-    kind = hardware.lookup(devices[0])
-
+    grid = np.atleast_2d(np.asarray(devices))
+    kind, on_mesh = _kind(grid), fill(mesh.Config, values["mesh"], "mesh")
     gold = gold_beside(values, settings, lengths)
     of_adapters = {
         "lora": fill(adapters.Config, values["lora"], "lora"),
@@ -101,8 +110,10 @@ def shaped(config: ConfigDict, devices: Sequence[Device], num_layers: int = 0) -
     }
 
     def planned(model: Model, network: ValueModel | None) -> Problem:
-        of = settings.rlhf, chosen, lengths, model, network, kind, len(devices)
-        return planning.problem(*of, **of_adapters, gold=gold)
+        of = settings.rlhf, chosen, lengths, model, network, kind, grid.size
+        found = planning.problem(*of, **of_adapters, gold=gold)
+        copy_hosts = mesh.hosts_of_a_copy(on_mesh, len(grid))
+        return dataclasses.replace(found, hosts=len(grid), copy_hosts=copy_hosts)
 
     problem = whole = planned(model, network)
     if num_layers:
@@ -110,16 +121,25 @@ def shaped(config: ConfigDict, devices: Sequence[Device], num_layers: int = 0) -
         network = network and network.with_config(num_layers=num_layers)
         notices.append(f"every model has {num_layers} layer(s)")
         problem = planned(model, network)
-    with distributed.standing_in(devices):
-        on = mesh.make_mesh(fill(mesh.Config, values["mesh"], "mesh"))
-        hosts = len(distributed.devices_by_host())
-        problem, whole = (dataclasses.replace(each, hosts=hosts) for each in (problem, whole))
+    with distributed.standing_in(grid):
+        on = mesh.make_mesh(on_mesh)
         if settings.plan in planning.CHOSEN:
             plan, notice = _plan(settings, whole, on)
             settings = dataclasses.replace(settings, plan=plan)
             notices.append(notice)
         program = _program(values, settings, chosen, lengths, model, network)
-    return Shaped(program, problem, tuple(notices))
+    return Shaped(program, problem, tuple(notices), grid)
+
+
+def _kind(devices_by_host: np.ndarray) -> hardware.Hardware:
+    """The figures of the devices, with as many per host as there are."""
+    first, (num_hosts, devices_per_host) = devices_by_host[0, 0], devices_by_host.shape
+    found = hardware.lookup(first)
+    if num_hosts == 1:
+        return found
+    if first.platform == "tpu":
+        return hardware.in_slice(found, devices_per_host)
+    return dataclasses.replace(found, devices_per_host=devices_per_host)
 
 
 def _plan(settings: Stages, problem: Problem, on: Mesh) -> tuple[str, str]:

@@ -65,9 +65,10 @@ def _compile(config: ConfigDict, wanted: topology.Topology, options: argparse.Na
     from rlhf_jax.building import from_shapes
     from rlhf_jax.cli.tables import compile as table
 
-    devices = topology.devices(wanted)
+    devices = topology.devices_by_host(wanted)
     found = from_shapes.shaped(config, devices, options.num_layers)
-    calls = _calls(options.calls, found.program.compiled_names)
+    with found.standing_in():
+        calls = _calls(options.calls, found.program.compiled_names)
     print(table.heading(wanted.name, found), flush=True)
     rows = []
     with uncached():

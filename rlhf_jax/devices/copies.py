@@ -98,7 +98,7 @@ def _inside_a_copy() -> Layout | None:
     if layout is None:
         return None
     axes = tuple(axis for axis in layout.shards.axes if axis != AXIS)
-    shards = RowShards(jax.sharding.get_abstract_mesh(), axes)
+    shards = RowShards(jax.sharding.get_abstract_mesh(), axes, layout.shards.blocks)
     return replace(layout, shards=shards) if shards.count > 1 else None
 
 

@@ -57,7 +57,7 @@ LIST_OF_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 _writes = True
 _own_file: ContextVar[bool] = ContextVar("own_file", default=False)
-_stand_ins: list[Sequence[Device]] = []
+_stand_ins: list[np.ndarray] = []
 
 
 def writes() -> bool:
@@ -208,12 +208,12 @@ def is_first() -> bool:
 def devices_by_host() -> np.ndarray:
     """Devices `[hosts, devices of a host]`, hosts in the order of their processes.
 
-    Devices that stand in for others (`standing_in`) are of one host.
+    Devices that stand in for others (`standing_in`) have the hosts that were given.
 
     Raises Refusal where the hosts have not equally many.
     """
     if _stand_ins:
-        return np.asarray([_stand_ins[-1]])
+        return _stand_ins[-1]
     devices_by_process: dict[int, list[Device]] = {}
     for device in jax.devices():
         devices_by_process.setdefault(device.process_index, []).append(device)
@@ -227,16 +227,48 @@ def devices_by_host() -> np.ndarray:
 
 def local_devices() -> Sequence[Device]:
     """Devices of this host, or those that stand in for them."""
-    return _stand_ins[-1] if _stand_ins else jax.local_devices()
+    return list(_stand_ins[-1][0]) if _stand_ins else jax.local_devices()
+
+
+def num_hosts() -> int:
+    """The number of processes, or of the hosts whose devices stand in for theirs."""
+    return len(_stand_ins[-1]) if _stand_ins else jax.process_count()
+
+
+def host_index() -> int:
+    """The index of this process, or the first of the hosts whose devices stand in."""
+    return 0 if _stand_ins else jax.process_index()
+
+
+def hosts_of(devices: np.ndarray) -> np.ndarray:
+    """The host of each device.
+
+    Args:
+      devices: of a mesh, of any shape.
+    """
+    of_stand_in = {}
+    if _stand_ins:
+        of_stand_in = {each: host for host, row in enumerate(_stand_ins[-1]) for each in row}
+    hosts = [of_stand_in.get(each, each.process_index) for each in devices.flat]
+    return np.asarray(hosts, int).reshape(devices.shape)
+
+
+def stood_in_for() -> tuple[tuple[Device, ...], ...]:
+    """The devices that stand in, by host; empty where none do. What is cached by mesh depends on it."""
+    return tuple(map(tuple, _stand_ins[-1])) if _stand_ins else ()
 
 
 @contextlib.contextmanager
-def standing_in(devices: Sequence[Device]) -> Iterator[None]:
-    """Has meshes and placements made in the block take these devices for all there are, on one host.
+def standing_in(devices: Sequence[Device] | np.ndarray) -> Iterator[None]:
+    """Has meshes and placements made in the block take these devices for all there are.
 
-    Programs for them can be compiled, and not run: they may be of a machine that is not here.
+    Programs for them can be compiled, and not run: they may be of a machine that is not here. The
+    first host counts as this one.
+
+    Args:
+      devices: of one host, or `[hosts, devices of a host]`.
     """
-    _stand_ins.append(devices)
+    _stand_ins.append(np.atleast_2d(np.asarray(devices)))
     try:
         yield
     finally:

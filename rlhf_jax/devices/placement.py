@@ -164,9 +164,9 @@ class ResolvedPlan:
 
     def _default_placement(self, call: str) -> Placement:
         index_of = {device: index for index, device in enumerate(self._grid[0])}
-        first, used = self._grid[0, 0].process_index, self.default.devices.flat
+        used = self.default.devices.flat
         if len(self._grid) > 1:
-            used = [device for device in used if device.process_index == first]
+            used = [device for device in used if device in index_of]
         hosts = per_host.hosts_of_axis(self.default)
         shape = tuple(self.default.shape[axis] // hosts[axis] for axis in AXES)
         num_micro_batches = self.num_micro_batches if call in dataflow.TRAIN_CALLS else 1

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from rlhf_jax import randomness
 from rlhf_jax.devices import memory
+from rlhf_jax.devices.transfer import per_host
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.layout import Layout, rows_sharded, sampling_on
 from rlhf_jax.models.common.value_head import ValueModel
@@ -69,11 +70,15 @@ def abstract_rows(tree: T, mesh: Mesh) -> T:
 
 def layout_of(mesh: Mesh) -> Layout | None:
     """The layout that functions are traced for on a mesh; None where it does not shard rows."""
-    shards = RowShards(mesh, ("data", "fsdp"))
+    return _layout(mesh, per_host.hosts_of_axis(mesh)["fsdp"])
+
+
+def _layout(mesh: Mesh, fsdp_hosts: int) -> Layout | None:
+    blocks = (("fsdp", fsdp_hosts),) if fsdp_hosts > 1 else ()
+    shards = RowShards(mesh, ("data", "fsdp"), blocks)
     return Layout(shards, partial(params_shardings, mesh=mesh)) if shards.count > 1 else None
 
 
-@once
 def keeping_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
     """Wraps `function` so that activations stay sharded by row and params are all-gathered.
 
@@ -83,7 +88,12 @@ def keeping_rows(function: Callable[..., T], mesh: Mesh) -> Callable[..., T]:
       function: is compiled for the mesh.
       mesh: of its arguments.
     """
-    layout = layout_of(mesh)
+    return _keeping_rows(function, mesh, per_host.hosts_of_axis(mesh)["fsdp"])
+
+
+@once
+def _keeping_rows(function: Callable[..., T], mesh: Mesh, fsdp_hosts: int) -> Callable[..., T]:
+    layout = _layout(mesh, fsdp_hosts)
     if layout is None:
         return function
 

@@ -12,18 +12,23 @@ import re
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+
 from rlhf_jax import extras
 from rlhf_jax.refusal import Refusal
 
 HERE = "here"
-ACCEPTED = "v5e:2x4, v5p:2x2x1, v6e:2x4 and the like, cpu:8, or here"
+ACCEPTED = "v5e:2x4, v5p:2x2x1, v6e:4x4 and the like, cpu:8, cpu:2x4 (hosts x devices), or here"
 ACCELERATORS = {"v5e": ("v5litepod-{}", 1), "v5p": ("v5p-{}", 2), "v6e": ("v6e-{}", 1)}
 """Kind of TPU -> the accelerator's name with its number, and what the number counts of a chip: cores
 of a v5p, chips of the others.
 """
 
 CHIPS_OF_HOST = (2, 2, 1)
-"""Chips of a host along the sides of a slice, as libtpu divides slices by itself."""
+"""Chips of a host along the sides of a slice of several hosts, as libtpu divides slices by itself."""
+
+CHIPS_OF_ONE_HOST = {"v5e": 8, "v5p": 4, "v6e": 8}
+"""The most chips of a slice that one machine has. libtpu reports two hosts of a v5e:2x4 all the same."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,12 @@ class Topology:
     def is_tpu(self) -> bool:
         """True where libtpu compiles for devices that are not here."""
         return self.kind in ACCELERATORS
+
+    @property
+    def num_hosts(self) -> int:
+        """Hosts that a name of CPU devices gives: 2 of cpu:2x4."""
+        hosts, times, _ = self.name.partition(":")[2].partition("x")
+        return int(hosts) if times else 1
 
     @property
     def environment(self) -> dict[str, str]:
@@ -70,14 +81,30 @@ def parse(name: str) -> Topology:
     if name == HERE:
         return Topology(name, HERE, 0)
     kind, _, sizes = name.partition(":")
-    pattern = r"[1-9]\d*" if kind == "cpu" else r"[1-9]\d*(x[1-9]\d*){1,2}"
+    pattern = r"[1-9]\d*(x[1-9]\d*)?" if kind == "cpu" else r"[1-9]\d*(x[1-9]\d*){1,2}"
     if kind not in (*ACCELERATORS, "cpu") or not re.fullmatch(pattern, sizes):
         raise Refusal(f"--topology is {name!r}; accepted: {ACCEPTED}")
     return Topology(name, kind, prod(map(int, sizes.split("x"))))
 
 
+def devices_by_host(topology: Topology) -> np.ndarray:
+    """The devices of a topology, `[hosts, devices of a host]`; see `devices`.
+
+    A slice that one machine has counts as one host, whatever libtpu says of it.
+    """
+    found = np.asarray(devices(topology))
+    if topology.kind == "cpu":
+        return found.reshape(topology.num_hosts, -1)
+    if not topology.is_tpu or topology.num_devices <= CHIPS_OF_ONE_HOST[topology.kind]:
+        return found[None]
+    of_host: dict[int, list] = {}
+    for device in found:
+        of_host.setdefault(device.process_index, []).append(device)
+    return np.asarray([of_host[host] for host in sorted(of_host)])
+
+
 def devices(topology: Topology) -> list:
-    """The devices of a topology, in JAX's order. A slice of several hosts counts as one host.
+    """The devices of a topology, in JAX's order.
 
     Raises Refusal where libtpu is missing or does not know the slice, and for more CPU devices than
     this process has.

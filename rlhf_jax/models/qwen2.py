@@ -35,6 +35,7 @@ PRESETS: dict[str, Config] = {
     "qwen2.5-0.5b": Config(151936, 896, 24, 14, 2, 4864, tie_embeddings=True),
     "qwen2.5-1.5b": Config(151936, 1536, 28, 12, 2, 8960, tie_embeddings=True),
     "qwen2.5-7b": Config(152064, 3584, 28, 28, 4, 18944),
+    "qwen2.5-32b": Config(152064, 5120, 64, 40, 8, 27648),
 }
 
 LOGICAL_AXES = llama.LOGICAL_AXES | {

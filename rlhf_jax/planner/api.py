@@ -24,7 +24,8 @@ class Workload:
     num_epochs: int = 1
     lag: int = 0
     loop: Loop = "synchronous"
-    share_prompts: bool = True  # the prompt of a group is run once, in inference and training
+    share_prompts: bool = True  # the prompt of a group is run once in training
+    unit_rows: int = 1  # of a group, those that training never separates: their prompt is run once
     num_compactions: int = 0  # of the sampler's batch: see `sampling._decode`
     oversample: int = 1  # prompts that are sampled for one that is kept
     sync_every: int = 1  # rounds between two versions of the sampler

@@ -38,6 +38,7 @@ class Problem:
     hardware: Hardware
     num_devices: int
     hosts: int = 0  # processes that share the devices; 0: as many as the hardware's hosts
+    copy_hosts: int = 1  # of them, those that share a copy of the params
     gold: Gold | None = None  # a gold model that scores beside the rounds
 
     @property
@@ -58,7 +59,16 @@ class Problem:
         """Costs of placements on one host's devices, which every host has alike."""
         if self.num_hosts == 1:
             return costs
-        return OnEveryHost(costs, self.num_hosts, self.devices_of_host)
+        assert isinstance(costs, AnalyticCostModel)  # nothing is measured on several hosts
+        return self._on_every_host(costs)
+
+    def _on_every_host(self, costs: AnalyticCostModel) -> OnEveryHost:
+        return OnEveryHost(costs, self.num_hosts, self.devices_of_host, self.copy_hosts)
+
+    def placed_costs(self) -> AnalyticCostModel | OnEveryHost:
+        """Costs by formulas of placements on one host's devices, as plans name them."""
+        costs = self.formulas()
+        return costs if self.num_hosts == 1 else self._on_every_host(costs)
 
     @property
     def _costs_of(self) -> Callable[[int], CostModel] | None:

@@ -28,7 +28,7 @@ from rlhf_jax.runtime.spec import Published
 from rlhf_jax.runtime.spec import Reward as Reward
 from rlhf_jax.types import Array, Batch, Device, Metrics, Params, Samples, Scores, States
 
-CREDIT, PUBLISH = "credit", "publish"
+CREDIT, GATHER, PUBLISH = "credit", "gather", "publish"
 
 
 class Program:
@@ -172,7 +172,7 @@ class Program:
         """Lowers one call from shapes alone.
 
         Args:
-          call: the name of a call of the dataflow, "credit" or "publish". Of `generate` on several
+          call: the name of a call of the dataflow, "credit", "gather" or "publish". Of `generate` on several
             slices, the first slice's.
           platform: lowers for another one than that of the program's devices, such as "tpu"; the
             compiler of that platform need not be here.
@@ -187,9 +187,12 @@ class Program:
 
     @property
     def compiled_names(self) -> tuple[str, ...]:
-        """The names that `lowered` takes. Publishing to other devices copies, and compiles nothing."""
+        """The names that `lowered` takes. Publishing to other devices copies, and compiles nothing.
+        Params that are sharded over hosts are gathered on each before they are published.
+        """
+        gather = (GATHER,) if self.sampler.gather_call(self._shapes.policy()) else ()
         publish = () if self.sampler.is_disaggregated else (PUBLISH,)
-        return (*(call.name for call in self.calls), CREDIT, *publish)
+        return (*(call.name for call in self.calls), CREDIT, *gather, *publish)
 
     def arguments(self, call: str) -> tuple[object, ...]:
         """Returns the arguments that `lowered` lowers a call for, as shapes with shardings (frozen
@@ -224,6 +227,8 @@ class Program:
                 return [(update.function, (*rows, update.scalars, rest))]
         if name == CREDIT:
             return [(self._credit, (*self._shapes.credit_arguments(), self._credit_scalars))]
+        if name == GATHER and (gather := self.sampler.gather_call(self._shapes.policy())):
+            return [gather]
         if name == PUBLISH and (copy := self.sampler.publish_call(self._shapes.policy())):
             return [copy]
         accepted = ", ".join(self.compiled_names)

@@ -81,7 +81,7 @@ class Sampler:
         # Published params have an entry per layer: decoding reads no slices of stacked ones.
         unrolled = jax.eval_shape(unstack, trained)
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), unrolled)
-        num_shares = len(self._meshes) * jax.process_count()
+        num_shares = len(self._meshes) * distributed.num_hosts()
         self.share = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((x.shape[0] // num_shares, *x.shape[1:]), x.dtype),
             prompts,
@@ -213,7 +213,17 @@ class Sampler:
         Args:
           params: of the policy, as training holds them.
         """
-        return None if self._disaggregated else (self._copy, (params,))
+        whole = per_host.shapes_on_each_host(params, self.dtype)
+        return None if self._disaggregated else (self._copy, (whole,))
+
+    def gather_call(self, params: Params) -> Entry | None:
+        """The compiled gather of params on each host, with their shapes; None where each has them
+        whole.
+
+        Args:
+          params: of the policy, as training holds them.
+        """
+        return per_host.gather_call(params, self.dtype)
 
 
 def make_sampler(

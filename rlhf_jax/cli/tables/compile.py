@@ -2,17 +2,22 @@
 expects.
 """
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from rlhf_jax.building.from_shapes import Shaped
-from rlhf_jax.planner.compiled.collectives import Sum
+from rlhf_jax.devices import distributed
+from rlhf_jax.devices.transfer import per_host
+from rlhf_jax.planner.compiled.collectives import Sum, network_bytes
 from rlhf_jax.planner.compiled.reading import Reading, read
 from rlhf_jax.refusal import Refusal
+from rlhf_jax.runtime.program import PUBLISH
+from rlhf_jax.runtime.sampler import GENERATE
 from rlhf_jax.types import Placement, Plan
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
@@ -45,6 +50,9 @@ class Row:
       reason: of the compiler, "" where it compiled.
       expected_bytes: beside arguments, by the planner's formulas; None of a call that it has not.
       expected_seconds: of the call in a round, likewise.
+      expected_link_bytes: that a device sends in one call, likewise.
+      network_bytes: of the links', those of collectives between hosts.
+      cpu_seconds: of this process, to trace, lower and compile the call.
     """
 
     call: str
@@ -52,6 +60,9 @@ class Row:
     reason: str
     expected_bytes: float | None
     expected_seconds: float | None
+    expected_link_bytes: float | None = None
+    network_bytes: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 def size(amount: float) -> str:
@@ -65,9 +76,10 @@ def size(amount: float) -> str:
 def heading(name: str, shaped: Shaped) -> str:
     """The devices, the round and what was assumed."""
     problem, work = shaped.problem, shaped.problem.work
+    hosts = f" on {problem.num_hosts} hosts" if problem.num_hosts > 1 else ""
     lines = [
         f"{name}: {problem.num_devices} x {problem.hardware.name} of "
-        f"{size(problem.hardware.memory_bytes)}; {work.prompts_text} x "
+        f"{size(problem.hardware.memory_bytes)}{hosts}; {work.prompts_text} x "
         f"{work.samples_per_prompt} a round, {work.prompt_tokens} + {work.completion_tokens} tokens",
         *shaped.notices,
         LEGEND,
@@ -97,22 +109,36 @@ def compiled(shaped: Shaped, call: str, folder: Path | None) -> Row:
     """
     program, problem = shaped.program, shaped.problem
     placed = placements(shaped)
-    seconds = num_bytes = None
+    row, costs = Row(call, None, "", None, None), problem.placed_costs()
     mesh = program.trainer_mesh
     for planned in problem.calls:
         if planned.name == call:
-            mesh = program.spec.resolved_plan.mesh(call)
-            costs, placement = problem.formulas(), placed[call]
-            num_bytes = costs.working_bytes(planned, placement)
-            seconds = costs.seconds(planned, placement)
-    lowered, arguments = program.lowered(call), program.arguments(call)
+            with shaped.standing_in():
+                mesh = program.spec.resolved_plan.mesh(call)
+            row = replace(
+                row,
+                expected_bytes=costs.working_bytes(planned, placed[call]),
+                expected_seconds=costs.seconds(planned, placed[call]),
+                expected_link_bytes=costs.link_bytes(planned, placed[call]),
+            )
+    with shaped.standing_in():
+        if call in (GENERATE, PUBLISH):  # on the devices of one host
+            mesh = per_host.local_mesh(mesh)
+        host_of = distributed.hosts_of(mesh.devices).reshape(-1)
+        began = time.process_time()
+        lowered, arguments = program.lowered(call), program.arguments(call)
     try:
         found = read(call, lowered, arguments, mesh.size, folder and folder / f"{call}.hlo")
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise
-        return Row(call, None, _reason(str(error)), num_bytes, seconds)
-    return Row(call, found, "", num_bytes, seconds)
+        return replace(row, reason=_reason(str(error)))
+    return replace(
+        row,
+        reading=found,
+        network_bytes=network_bytes(found.collectives, host_of.tolist()),
+        cpu_seconds=time.process_time() - began,
+    )
 
 
 def _reason(message: str) -> str:
@@ -123,8 +149,10 @@ def _reason(message: str) -> str:
 
 
 def placements(shaped: Shaped) -> dict[str, Placement]:
-    plan = shaped.program.spec.resolved_plan
-    return {call.name: plan.placement(call.name) for call in shaped.problem.calls}
+    """The placement of every call, on the devices of one host."""
+    with shaped.standing_in():
+        plan = shaped.program.spec.resolved_plan
+        return {call.name: plan.placement(call.name) for call in shaped.problem.calls}
 
 
 def row(shaped: Shaped, found: Row) -> str:
@@ -150,6 +178,12 @@ def row(shaped: Shaped, found: Row) -> str:
             f"  donated {size(reading.donated_bytes)}, of which "
             f"{size(min(reading.alias_bytes, reading.donated_bytes))} hold results"
         )
+    if found.expected_link_bytes is not None:
+        between = f", {size(found.network_bytes)} of them between hosts" if _several(shaped) else ""
+        lines.append(
+            f"  links {size(reading.link_bytes)}{between}; the planner expects "
+            f"{size(found.expected_link_bytes)}"
+        )
     if found.expected_seconds is not None:
         links = reading.link_bytes / _link_bandwidth(shaped)
         lines.append(
@@ -157,6 +191,10 @@ def row(shaped: Shaped, found: Row) -> str:
             "the whole call in a round"
         )
     return "\n".join(lines)
+
+
+def _several(shaped: Shaped) -> bool:
+    return shaped.problem.num_hosts > 1
 
 
 def _link_bandwidth(shaped: Shaped) -> float:
@@ -214,6 +252,7 @@ def figures(shaped: Shaped, rows: Sequence[Row]) -> dict[str, Any]:
         "hardware": shaped.problem.hardware.name,
         "device_bytes": shaped.problem.hardware.memory_bytes,
         "num_devices": shaped.problem.num_devices,
+        "num_hosts": shaped.problem.num_hosts,
         "notices": list(shaped.notices),
         "calls": [
             {
@@ -221,6 +260,9 @@ def figures(shaped: Shaped, rows: Sequence[Row]) -> dict[str, Any]:
                 "reason": found.reason,
                 "expected_bytes": found.expected_bytes,
                 "expected_seconds": found.expected_seconds,
+                "expected_link_bytes": found.expected_link_bytes,
+                "network_bytes": found.network_bytes,
+                "cpu_seconds": round(found.cpu_seconds, 1),
                 "compiled": found.reading and found.reading.as_json(),
             }
             for found in rows

@@ -24,14 +24,14 @@ from rlhf_jax.devices.distributed import mesh_of
 from rlhf_jax.devices.transfer.copies import as_bits, from_bits
 from rlhf_jax.devices.transfer.reallocate import move
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.types import Array
+from rlhf_jax.types import Array, Device
 
 T = TypeVar("T")
 
 
 def processes(devices: np.ndarray) -> np.ndarray:
     """The process of each device of a mesh."""
-    return np.vectorize(lambda device: device.process_index, otypes=[int])(devices)
+    return distributed.hosts_of(devices)
 
 
 def box_of(process_of: np.ndarray, process: int) -> tuple[np.ndarray, ...] | None:
@@ -70,21 +70,24 @@ def _boxes(mesh: Mesh) -> dict[int, tuple[np.ndarray, ...]]:
     return {process: box for process, box in boxes.items() if box is not None}
 
 
-@lru_cache(maxsize=256)
 def local_mesh(mesh: Mesh) -> Mesh:
     """The mesh of this host's devices in a mesh over all hosts.
 
     Raises Refusal unless each host has a box of the mesh, all boxes of one shape.
     """
-    process = jax.process_index()
+    return _local_mesh(mesh, distributed.stood_in_for())
+
+
+@lru_cache(maxsize=256)
+def _local_mesh(mesh: Mesh, stand_ins: tuple[tuple[Device, ...], ...]) -> Mesh:
+    """The local mesh, by the devices that stand in: `processes` depends on them."""
+    process, num_hosts = distributed.host_index(), distributed.num_hosts()
     # Devices of another machine's topology, which is compiled for, are of several processes.
-    if jax.process_count() == 1 or all(
-        device.process_index == process for device in mesh.devices.flat
-    ):
+    if num_hosts == 1 or (processes(mesh.devices) == process).all():
         return mesh
     boxes = _boxes(mesh)
-    if len(boxes) < jax.process_count():
-        raise Refusal(f"{mesh} has devices of {len(boxes)} of {jax.process_count()} hosts")
+    if len(boxes) < num_hosts:
+        raise Refusal(f"{mesh} has devices of {len(boxes)} of {num_hosts} hosts")
     return Mesh(mesh.devices[np.ix_(*boxes[process])], mesh.axis_names)
 
 
@@ -188,22 +191,70 @@ def on_each_host(tree: T, dtype: jax.typing.DTypeLike | None = None) -> T:
       dtype: that arrays of floats travel in, and are returned in; None: theirs.
     """
     arrays, structure = jax.tree.flatten(tree)
-    found, spread = to_local(arrays), {}
-    for index, array in enumerate(arrays):
-        if isinstance(array, jax.Array) and not array.is_fully_addressable:
-            sharding = array.sharding
-            assert isinstance(sharding, NamedSharding)
-            if _splits_over_hosts(sharding):
-                spread.setdefault(mesh_of(sharding), []).append(index)
-    for mesh in sorted(spread, key=lambda mesh: [device.id for device in mesh.devices.flat]):
-        chosen = [arrays[index] for index in spread[mesh]]
-        specs = tuple(_whole_spec(array.sharding.spec, array.ndim) for array in chosen)
-        name = "" if dtype is None else np.dtype(dtype).name
-        for index, array in zip(spread[mesh], _gather(mesh, specs, name)(chosen), strict=True):
+    found = to_local(arrays)
+    for gather, indices in _gathers(arrays, dtype):
+        gathered = gather([arrays[index] for index in indices])
+        for index, array in zip(indices, gathered, strict=True):
             assert isinstance(array.sharding, NamedSharding)
             target = local_sharding(array.sharding)
             found[index] = _with_shards(array, arrays[index].shape, target)
     return jax.tree.unflatten(structure, found)
+
+
+def _gathers(
+    arrays: Sequence[jax.Array], dtype: jax.typing.DTypeLike | None
+) -> list[tuple[distributed.Compiled[list[jax.Array]], list[int]]]:
+    """The programs of `on_each_host`, each with the indices of the arrays that it gathers: those that
+    are sharded over hosts, by mesh.
+    """
+    spread: dict[Mesh, dict[int, tuple[tuple[str, ...], ...]]] = {}
+    for index, array in enumerate(arrays):
+        sharding = getattr(array, "sharding", None)  # host arrays have none
+        if isinstance(sharding, NamedSharding) and _splits_over_hosts(sharding):
+            spec = _whole_spec(sharding.spec, array.ndim)
+            spread.setdefault(mesh_of(sharding), {})[index] = spec
+    name = "" if dtype is None else np.dtype(dtype).name
+    found = []
+    for mesh in sorted(spread, key=lambda mesh: [device.id for device in mesh.devices.flat]):
+        gather = _gather(mesh, tuple(spread[mesh].values()), name, distributed.stood_in_for())
+        found.append((gather, list(spread[mesh])))
+    return found
+
+
+def gather_call(
+    tree: object, dtype: jax.typing.DTypeLike | None
+) -> tuple[distributed.Compiled[list[jax.Array]], tuple[object, ...]] | None:
+    """The program of `on_each_host` with its arguments, for compiling ahead of time; None where every
+    host has all arrays whole.
+
+    Args:
+      tree: of shapes with NamedShardings of one mesh.
+      dtype: as `on_each_host` takes it.
+    """
+    shapes: list = jax.tree.leaves(tree)
+    gathers = _gathers(shapes, dtype)
+    if not gathers:
+        return None
+    ((gather, indices),) = gathers
+    return gather, ([shapes[index] for index in indices],)
+
+
+def shapes_on_each_host(tree: T, dtype: jax.typing.DTypeLike | None) -> T:
+    """Shapes of what `on_each_host` returns on one host.
+
+    Args:
+      tree: of shapes with NamedShardings.
+      dtype: as `on_each_host` takes it.
+    """
+
+    def convert(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = shape.sharding
+        assert isinstance(sharding, NamedSharding)
+        travels = dtype is not None and jnp.issubdtype(shape.dtype, jnp.floating)
+        kept = dtype if travels and _splits_over_hosts(sharding) else shape.dtype
+        return jax.ShapeDtypeStruct(shape.shape, kept, sharding=local_sharding(sharding))
+
+    return jax.tree.map(convert, tree)
 
 
 def _whole_spec(spec: P, num_dims: int) -> tuple[tuple[str, ...], ...]:
@@ -214,35 +265,28 @@ def _whole_spec(spec: P, num_dims: int) -> tuple[tuple[str, ...], ...]:
 
 @lru_cache(maxsize=64)
 def _gather(
-    mesh: Mesh, specs: tuple[tuple[tuple[str, ...], ...], ...], dtype: str
+    mesh: Mesh,
+    specs: tuple[tuple[tuple[str, ...], ...], ...],
+    dtype: str,
+    stand_ins: tuple[tuple[Device, ...], ...],
 ) -> distributed.Compiled[list[jax.Array]]:
     """A program that gives the devices of each host the whole of arrays, in the order of its box.
 
     The result is as if the hosts' arrays were joined: a dimension that is sharded over n hosts is n
     times as long, and each host has its shards of one whole array.
-    """
-    boxes, hosts = _boxes(mesh), hosts_of_axis(mesh)
-    process_of = processes(mesh.devices)
 
-    def local_index(names: tuple[str, ...]) -> tuple[np.ndarray, int]:
-        """The index among its host's shards of each device of the mesh, and their number."""
-        table, count = np.zeros(mesh.devices.shape, np.int32), 1
-        for name in names:
-            axis = mesh.axis_names.index(name)
-            rank = np.zeros(mesh.devices.shape, np.int32)
-            for place in np.ndindex(mesh.devices.shape):
-                own = boxes[int(process_of[place])][axis]
-                rank[place] = np.searchsorted(own, place[axis])
-            size = len(next(iter(boxes.values()))[axis])
-            table, count = table * size + rank, count * size
-        return table.reshape(-1), count
+    No device holds more than its shards of the result. With W bytes of the whole array, k shards and
+    n hosts, a device sends W/k to where its shard belongs, and then (n − 1)/k · W.
+    """
+    hosts = hosts_of_axis(mesh)
 
     def whole_dim(bits: Array, dim: int, names: tuple[str, ...]) -> Array:
-        table, count = local_index(names)
-        whole = jax.lax.all_gather(bits, names, axis=dim, tiled=True)
-        size = whole.shape[dim] // count
-        start = jnp.asarray(table)[jax.lax.axis_index(mesh.axis_names)] * size
-        return jax.lax.dynamic_slice_in_dim(whole, start, size, dim)
+        sent, together = _meeting(mesh, names)
+        if any(source != target for source, target in sent):
+            bits = jax.lax.ppermute(bits, mesh.axis_names, sent)
+        return jax.lax.all_gather(
+            bits, mesh.axis_names, axis=dim, tiled=True, axis_index_groups=together
+        )
 
     def gather(*shards: Array) -> tuple[Array, ...]:
         found = []
@@ -268,6 +312,54 @@ def _gather(
     return distributed.compiled(
         gather_on_each_host, out_shardings=[NamedSharding(mesh, spec) for spec in shardings]
     )
+
+
+def _meeting(mesh: Mesh, names: tuple[str, ...]) -> tuple[list[tuple[int, int]], list[list[int]]]:
+    """The devices that need the same part of a dimension that is sharded over hosts, and how its
+    shards get to them.
+
+    The i-th device of each host needs the i-th part of the whole dimension. Of n hosts, n devices need
+    one part, which consists of n shards: each of them takes one, and then they gather.
+
+    Args:
+      mesh: of all hosts.
+      names: mesh axes of the dimension.
+
+    Returns:
+      Pairs (device that has a shard, device that takes it), and groups of devices that gather their
+      shards in that order; devices by their places in the mesh.
+    """
+    boxes, process_of = _boxes(mesh), processes(mesh.devices)
+    index_of = np.arange(mesh.size).reshape(mesh.devices.shape)
+    shard_of, part_of = np.zeros_like(index_of), np.zeros_like(index_of)
+    others: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for place in np.ndindex(mesh.devices.shape):
+        for name in names:
+            axis = mesh.axis_names.index(name)
+            own = boxes[int(process_of[place])][axis]
+            shard_of[place] = shard_of[place] * mesh.devices.shape[axis] + place[axis]
+            part_of[place] = part_of[place] * len(own) + np.searchsorted(own, place[axis])
+        key = tuple(
+            index for index, name in zip(place, mesh.axis_names, strict=True) if name not in names
+        )
+        others.setdefault(key, []).append(place)
+    sent, together = [], []
+    for places in others.values():
+        num_parts = 1 + max(int(part_of[place]) for place in places)
+        takers = [
+            [int(index_of[place]) for place in places if part_of[place] == part]
+            for part in range(num_parts)
+        ]
+        num_hosts = len(places) // num_parts
+        sent += [
+            (
+                int(index_of[place]),
+                takers[shard_of[place] // num_hosts][shard_of[place] % num_hosts],
+            )
+            for place in places
+        ]
+        together += takers
+    return sent, together
 
 
 @lru_cache(maxsize=4096)

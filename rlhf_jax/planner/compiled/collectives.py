@@ -247,14 +247,14 @@ def _collective(
     )
 
 
-def network_bytes(found: Sequence[Collective], devices_per_host: int) -> float:
+def network_bytes(found: Sequence[Collective], host_of: Sequence[int]) -> float:
     """Bytes that a device sends in one call of the program, in collectives between hosts.
 
     Args:
       found: of a program.
-      devices_per_host: consecutive ones.
+      host_of: the host of each device, by its place in the program's order.
     """
-    return sum(each.total_bytes for each in found if crosses(each.groups, devices_per_host))
+    return sum(each.total_bytes for each in found if crosses(each.groups, host_of))
 
 
 def _is_scattered(

@@ -70,11 +70,11 @@ def _of_axes(mesh: str, order: str | None, axes: str) -> list[list[int]]:
     return devices.transpose([*others, *taken]).reshape(-1, members).tolist()
 
 
-def crosses(found: Sequence[Sequence[int]], devices_per_host: int) -> bool:
+def crosses(found: Sequence[Sequence[int]], host_of: Sequence[int]) -> bool:
     """True where a group has devices of several hosts.
 
     Args:
       found: groups of devices.
-      devices_per_host: consecutive ones.
+      host_of: the host of each device, by its place in the program's order.
     """
-    return any(len({device // devices_per_host for device in group}) > 1 for group in found)
+    return any(len({host_of[device] for device in group}) > 1 for group in found)

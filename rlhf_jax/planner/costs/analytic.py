@@ -140,7 +140,7 @@ class AnalyticCostModel:
         links = replace(
             self.hardware, bfloat16_flops=inf, float32_flops=inf, memory_bandwidth=inf,
             link_bandwidth=1.0, network_bandwidth=1.0, link_efficiency=1.0,
-            collective_latency=0.0, launch_seconds=0.0,
+            collective_latency=0.0, launch_seconds=0.0, shared_cores=0,
         )  # fmt: skip
         counted = replace(self, hardware=links, _parts={})
         updates = self.work.num_minibatches * self.work.num_epochs
@@ -203,8 +203,9 @@ class AnalyticCostModel:
         return trained if call.kind == "train" else self.work.samples_per_prompt
 
     def shares(self, call: Call) -> bool:
-        """True where a call runs a prompt once for all its rows."""
-        return self.work.share_prompts and call.per_token and self.group_rows(call) > 1
+        """True where a call runs a prompt once for all its rows, as inference always does."""
+        together = self.work.share_prompts or self.work.unit_rows > 1 or call.kind == "infer"
+        return together and call.per_token and self.group_rows(call) > 1
 
     def _prompts(self, call: Call, placement: Placement) -> float:
         """Prompts of a device in one micro-batch."""
@@ -263,7 +264,9 @@ class AnalyticCostModel:
         run = self.positions(call, part, prompts)
         # The cache of a prompt is copied for each of its rows.
         rows = prompts * self.group_rows(call)
-        shared = memory.cache_bytes(part, rows, columns) if self.shares(call) else 0.0
+        shared = 0.0
+        if self.shares(call):
+            shared = memory.shared_cache_bytes(part, prompts, rows, columns, call.kind == "train")
         batch = (
             prompts
             * placement.num_micro_batches

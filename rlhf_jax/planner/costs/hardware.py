@@ -34,6 +34,9 @@ class Hardware:
         0  # virtual devices of a host share so many cores; 0: every device is its own
     )
     usable_memory: float = 0.92  # ours: what the runtime and fragments leave
+    # The compiler sends bfloat16 params and gradients of a scanned layer around a ring of n devices in
+    # parts, while products use them: n + 1 parts of n, where n - 1 would do (read in its programs).
+    windowed: bool = False
 
     @property
     def shared_throughput(self) -> bool:
@@ -93,17 +96,44 @@ TABLE: dict[str, Hardware] = {
     # XLA multiplies float32 arrays on a TPU in one pass of bfloat16 at the default precision, hence
     # one peak.
     "tpu-v5e": Hardware(
-        "tpu-v5e", 197e12, 197e12, 16e9, 0.819e12, 200e9, 3.125e9, 8, launch_seconds=1e-6
+        "tpu-v5e",
+        197e12,
+        197e12,
+        16e9,
+        0.819e12,
+        200e9,
+        3.125e9,
+        8,
+        launch_seconds=1e-6,
+        windowed=True,
     ),
     # Page "TPU v5p": 459 TFLOP/s, 95 GB, 2765 GB/s, 4800 Gb/s between chips, four chips a host, 50
     # Gb/s of network a chip.
     "tpu-v5p": Hardware(
-        "tpu-v5p", 459e12, 459e12, 95e9, 2.765e12, 600e9, 6.25e9, 4, launch_seconds=1e-6
+        "tpu-v5p",
+        459e12,
+        459e12,
+        95e9,
+        2.765e12,
+        600e9,
+        6.25e9,
+        4,
+        launch_seconds=1e-6,
+        windowed=True,
     ),
     # Page "TPU v6e": 918 TFLOP/s, 32 GB, 1600 GB/s, 3200 Gb/s between chips, eight chips a host,
     # 25.6 Tb/s for 256 chips.
     "tpu-v6e": Hardware(
-        "tpu-v6e", 918e12, 918e12, 32e9, 1.6e12, 400e9, 12.5e9, 8, launch_seconds=1e-6
+        "tpu-v6e",
+        918e12,
+        918e12,
+        32e9,
+        1.6e12,
+        400e9,
+        12.5e9,
+        8,
+        launch_seconds=1e-6,
+        windowed=True,
     ),
     # A core of a two-core AMD EPYC, measured with XLA 0.10: products of 1024^3 180-217 GFLOP/s in
     # float32 and 290-430 in bfloat16 on both cores. Memory, its bandwidth, what copies between
@@ -129,6 +159,21 @@ def find(name: str) -> Hardware:
     if name not in TABLE:
         raise Refusal(f"no hardware {name!r}; there are: {', '.join(sorted(TABLE))}")
     return TABLE[name]
+
+
+def in_slice(hardware: Hardware, devices_per_host: int) -> Hardware:
+    """The device in a slice of TPUs of several hosts: links of the same kind join all chips, those of
+    other hosts too.
+
+    Args:
+      hardware: of a TPU.
+      devices_per_host: of the slice, which may be fewer than a machine can have.
+    """
+    return replace(
+        hardware,
+        devices_per_host=devices_per_host,
+        network_bandwidth=hardware.link_bandwidth,
+    )
 
 
 KINDS = (

@@ -57,6 +57,27 @@ def cache_bytes(part: Part, rows: float, columns: float) -> float:
     return rows * columns * part.shape.column_bytes * part.split.kv_heads / part.shape.num_kv_heads
 
 
+def shared_cache_bytes(
+    part: Part, prompts: float, rows: float, columns: float, trains: bool
+) -> float:
+    """The caches of rows whose prompt is run once.
+
+    A scan over layers carries the rows' cache. Its backward pass keeps it, with the prompts', and
+    carries its gradient. libtpu holds all three of the rows at the beginning of the backward pass.
+
+    Args:
+      part: of the model.
+      prompts: of a micro-batch.
+      rows: of these prompts.
+      columns: of the cache.
+      trains: True where there is a backward pass.
+    """
+    of_rows = cache_bytes(part, rows, columns)
+    if not (trains and part.shape.scanned):
+        return of_rows
+    return 3 * of_rows + cache_bytes(part, prompts, columns)
+
+
 def _other_params_bytes(part: Part) -> float:
     """A device's params in the compute dtype, and those that fsdp cuts brought together in it: of
     two layers, which XLA frees again. Of int8 kernels one is cast at a time.

@@ -244,12 +244,37 @@ def train_seconds(
     if part.reduces_in_turn:
         links = turn_seconds(part, remat, passes) + head_summed
         return num_micro_batches * (computed + links)
+    if part.shape.scanned and not part.shape.adapter and ring.size > 1:
+        links = scanned_seconds(part, passes)
+        head = gather_seconds(part, split.cut_head) if split.cut_head else 0.0
+        return num_micro_batches * (computed + links) + head + head_summed
     whole = gather_seconds(part, split.cut_by_fsdp - split.cut_head) if ring.size > 1 else 0.0
     layers = split.cut_by_fsdp - split.cut_head - split.cut_table
     again = gather_seconds(part, layers) if ring.size > 1 else 0.0
     head = gather_seconds(part, split.cut_head) if split.cut_head else 0.0
     once = computed + whole + again
     return num_micro_batches * (once + reduce_seconds(part)) + head + head_summed
+
+
+def scanned_seconds(part: Part, passes: int) -> float:
+    """Links of a micro-batch whose layers are in a scan, with bfloat16 gradients, but for a head of its
+    own. Each pass gathers layers for its forward pass, and again for its backward pass, and sums
+    their gradients in the dtype of products.
+
+    Args:
+      part: of the model.
+      passes: see `train_seconds`.
+    """
+    split, size = part.split, part.rings.fsdp.size
+    layers = split.cut_by_fsdp - split.cut_head - split.cut_table
+    gathered = gather_seconds(part, layers)
+    around = (size + 1) / (size - 1) if part.hardware.windowed else 1.0
+    summed = part.rings.data.all_reduce(layers * part.gather_bytes / size)
+    of_pass = (2 * around + 1) * gathered + summed
+    table = gather_seconds(part, split.cut_table) if split.cut_table else 0.0
+    others = _scattered_seconds(part, split.cut_table)
+    others += part.rings.rows.all_reduce(split.whole_over_fsdp * part.shape.param_bytes)
+    return passes * of_pass + table + others
 
 
 def turn_seconds(part: Part, remat: bool, passes: int) -> float:

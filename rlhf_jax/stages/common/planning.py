@@ -78,6 +78,7 @@ def problem(
         staged=config.staged,
         loop=config.loop,  # type: ignore[arg-type]
         share_prompts=config.share_prompts,
+        unit_rows=algorithm.unit_rows(config.samples_per_prompt),
         num_compactions=config.num_compactions,
         oversample=config.oversample,
     )

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 from jax.sharding import Mesh
 
 from rlhf_jax import dataflow
@@ -307,8 +306,9 @@ def check(config: Config, algorithm: Algorithm, mesh: Mesh, plan: str = "") -> N
             "itself; accepted: one of them"
         )
     config.check_shares(prompts_per_round)
-    shards = config.sampler_slices * config.sampler_slice_devices * jax.process_count()
-    on_hosts = f" on each of {jax.process_count()} hosts" if distributed.several() else ""
+    num_hosts = distributed.num_hosts()
+    shards = config.sampler_slices * config.sampler_slice_devices * num_hosts
+    on_hosts = f" on each of {num_hosts} hosts" if num_hosts > 1 else ""
     if slices and prompts_per_round % shards:
         raise Refusal(
             f"a round has {prompts_per_round} prompts, which {config.sampler_slices} sampler "

@@ -1,0 +1,270 @@
+"""Writes `docs/scale/compiled_slices.md`: what libtpu says of deep models and of slices of several
+hosts, beside what the planner expects.
+
+    python -m experiments.bench.slices_page
+
+No libtpu is needed: the compiler's figures are those that `experiments.bench.slices` has kept; the
+planner's are of today.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from experiments.bench import slices
+from experiments.studies.markdown import table
+from rlhf_jax.building.from_shapes import Shaped, shaped
+from rlhf_jax.cli.tables.compile import placements
+from rlhf_jax.dataflow import Call
+from rlhf_jax.devices import topology
+from rlhf_jax.planner.costs import hardware
+from rlhf_jax.planner.problem import Problem
+from rlhf_jax.types import Placement, Plan
+
+PAGE = Path(__file__).parents[2] / "docs" / "scale" / "compiled_slices.md"
+ON_CPU = {"v5e:2x4": "cpu:8", "v5e:4x4": "cpu:4x4", "v5p:4x4x4": "cpu:16x4"}
+"""CPU devices in as many hosts as a slice has, which the planner's side is made for."""
+UPDATE, GATHER = "train_policy", "gather"
+KEYS = "working_bytes", "link_bytes", "network_bytes"
+
+
+def line_of(name: str, call: str, layers: int) -> dict[str, Any] | None:
+    """The last figures of a case's call at a depth."""
+    found = [
+        line
+        for line in slices.read_figures()
+        if (line["case"], line["call"], line["layers"]) == (name, call, layers)
+    ]
+    return found[-1] if found else None
+
+
+def whole(name: str, call: str) -> tuple[Mapping[str, float], str, str] | None:
+    """Figures of a call of the whole model, how they were found, and the programs; None where a
+    program was not compiled.
+    """
+    case = slices.CASES[name]
+    depths = case.programs[call]
+    lines = [line_of(name, call, layers) for layers in depths]
+    known = [line for line in lines if line is not None and not line["reason"]]
+    if len(known) < len(depths):
+        return None
+    programs = ", ".join(f"{line['layers']}: `{line['fingerprint']}`" for line in known)
+    if depths == (case.layers,):
+        return {key: known[0][key] for key in KEYS}, "compiled", programs
+    (few, many), (first, last) = depths, known
+    found = {
+        key: first[key] + (case.layers - few) * (last[key] - first[key]) / (many - few)
+        for key in KEYS
+    }
+    return found, "extrapolated", programs
+
+
+@cache
+def made(name: str) -> Shaped:
+    """A case's round, made for CPU devices."""
+    case = slices.CASES[name]
+    devices = topology.devices_by_host(topology.parse("cpu:16x4")).reshape(-1)
+    hosts = topology.parse(ON_CPU[case.topology])
+    used = devices[: hosts.num_devices].reshape(hosts.num_hosts, -1)
+    return shaped(slices.config_of(case), used, case.layers)
+
+
+def problem(name: str) -> Problem:
+    """A case as the planner sees it on its slice, without a gold model, which is not compiled."""
+    found = made(name).problem
+    kind = hardware.find(f"tpu-{topology.parse(slices.CASES[name].topology).kind}")
+    if found.num_hosts > 1:
+        kind = hardware.in_slice(kind, found.devices_of_host)
+    return dataclasses.replace(found, hardware=kind, gold=None)
+
+
+def placed(name: str) -> dict[str, tuple[Call, Placement]]:
+    """The calls of a case with their placements on a host's devices."""
+    places = placements(made(name))
+    return {call.name: (call, places[call.name]) for call in problem(name).calls}
+
+
+def formula(name: str) -> float:
+    """Bytes on links of a device in an update of n micro-batches on k devices that share P params:
+    n · (k − 1)/k · (2 · 2P + 4P).
+    """
+    of, (_, placement) = problem(name), placed(name)[UPDATE]
+    shards = of.num_devices
+    each = (shards - 1) / shards * (2 * 2 + 4) * of.shapes["policy"].num_params
+    return placement.num_micro_batches * each
+
+
+def _depths() -> str:
+    head = ["model", "CPU-seconds", "times two layers", "arguments", "temporary", "planner",
+            "links", "planner, links", "formula", "program"]  # fmt: skip
+    rows = []
+    two = line_of("410m-2-layers", UPDATE, 2)
+    for name in ("410m-2-layers", "410m", "410m-float32"):
+        case = slices.CASES[name]
+        line = line_of(name, UPDATE, case.layers)
+        if line is None or two is None:
+            continue
+        costs, (call, placement) = problem(name).placed_costs(), placed(name)[UPDATE]
+        rows.append(
+            [
+                case.about,
+                f"{line['cpu_seconds']:.0f}",
+                f"{line['cpu_seconds'] / two['cpu_seconds']:.2f}",
+                _gigabytes(line["argument_bytes"]),
+                _gigabytes(line["temporary_bytes"]),
+                _gigabytes(costs.working_bytes(call, placement)),
+                _gigabytes(line["link_bytes"]),
+                _gigabytes(costs.link_bytes(call, placement)),
+                _gigabytes(formula(name)),
+                f"`{line['fingerprint']}`",
+            ]
+        )
+    return table(head, rows)
+
+
+def _several() -> list[str]:
+    """The cases on slices of several hosts."""
+    return [name for name in slices.CASES if made(name).problem.num_hosts > 1]
+
+
+def _calls() -> str:
+    head = ["model", "slice", "call", "beside arguments", "planner", "links", "planner, links",
+            "formula", "how", "programs"]  # fmt: skip
+    rows = []
+    for name in _several():
+        case, costs = slices.CASES[name], problem(name).placed_costs()
+        for call_name in case.programs:
+            planned, found = placed(name).get(call_name), whole(name, call_name)
+            figures, how, programs = found or (dict.fromkeys(KEYS), "formula", "–")
+            expected = ["–", "–"]
+            if planned is not None:
+                expected = [
+                    _gigabytes(costs.working_bytes(*planned)),
+                    _gigabytes(costs.link_bytes(*planned)),
+                ]
+            cells = [_gigabytes(figures["working_bytes"]), expected[0]]
+            cells += [_gigabytes(figures["link_bytes"]), expected[1]]
+            cells.append(_gigabytes(formula(name)) if call_name == UPDATE else "–")
+            rows.append([case.about, case.topology, call_name, *cells, how, programs])
+    return table(head, rows)
+
+
+def _memory() -> str:
+    """What a device holds of each case, and the most that a call needs beside it."""
+    head = ["model", "slice", "state", "frozen", "versions", "fullest call", "beside arguments",
+            "in all", "of a device", "fits"]  # fmt: skip
+    rows = []
+    for name in _several():
+        of, costs = problem(name), problem(name).placed_costs()
+        plan = Plan({call: placement for call, (_, placement) in placed(name).items()})
+        state = costs.state_bytes("policy", plan.placements[UPDATE])
+        version = costs.params_bytes("policy", plan.placements["generate"])
+        versions = of.work.live_versions * version
+        frozen = of.resident_bytes(plan) - state - versions
+        known = {
+            call: found[0]["working_bytes"]
+            for call in slices.CASES[name].programs
+            if (found := whole(name, call))
+        }
+        if UPDATE not in known:
+            continue
+        # While params are gathered the newest version is not there yet.
+        needs = {call: value - (version if call == GATHER else 0) for call, value in known.items()}
+        worst = max(needs, key=needs.__getitem__)
+        total = of.resident_bytes(plan) + needs[worst]
+        memory = of.hardware.memory_bytes
+        fits = (
+            "yes"
+            if total <= costs.device_bytes
+            else "with less than 8 % left"
+            if total <= memory
+            else "no"
+        )
+        cells = [_gigabytes(each) for each in (state, frozen, versions)]
+        rows.append(
+            [slices.CASES[name].about, slices.CASES[name].topology, *cells, worst,
+             _gigabytes(needs[worst]), _gigabytes(total), f"{memory / 1e9:.0f}", fits]
+        )  # fmt: skip
+    return table(head, rows)
+
+
+def _commands() -> str:
+    return "\n".join(f"* {case.about}: `{case.command}`" for case in slices.CASES.values())
+
+
+def _gigabytes(value: float | None) -> str:
+    return "–" if value is None else f"{value / 1e9:.3g}"
+
+
+def page() -> str:
+    """The page as Markdown."""
+    return "".join(
+        [PREAMBLE, _depths(), SEVERAL, _calls(), MEMORY, _memory(), NOTES, _commands(), END]
+    )
+
+
+PREAMBLE = """# What the compiler says of deep models and of several hosts
+
+**Does a model with many layers compile in minutes, and does one that is larger than a host fit on a
+slice?**
+
+GB of 10⁹ bytes a device. An update of Pythia 410m (Online DPO on TL;DR, 512 prompts × 2, 512 + 53 tokens)
+on v5e:2x4, in 8 micro-batches with `model.remat=True`. Two layers are unrolled; 24 are in a scan
+(`model.scan_layers=12`). CPU-seconds are of the whole command, most of it libtpu.
+
+"""
+
+SEVERAL = """
+
+"Formula" is `n · (k − 1)/k · (2 · 2P + 4P)`: in each of n micro-batches on k devices, P params gathered
+twice in bfloat16, and their gradients reduced and scattered once in float32. A prompt that is run once
+for several rows has its layers gathered for the prompts and for the completions, twice the bytes.
+
+## Several hosts
+
+The hosts share one copy of the params (`mesh.fsdp_hosts=-1`). A host of these slices has four chips.
+Sampling is inside a host, with `tensor=4`. `gather` brings the params together on each host, for
+publishing. All bytes on links are of collectives between hosts, but those of sampling, which are inside
+one; chips of all hosts of a slice have the same links.
+
+"""
+
+MEMORY = """
+
+A row is "compiled" where the whole model was, and "extrapolated" where two and four layers were.
+Sampling is unrolled, so that all of its layers would compile for many minutes.
+
+What stays on a device is the planner's figure: the state (float32 params and Adam's moments), the
+frozen reference in bfloat16, and the versions of the policy at lag 1, each whole on the chips of a host.
+
+"""
+
+NOTES = """
+
+## What was learned
+
+* libtpu makes a whole sum on every device of a scattered sum (`psum_scatter`) over devices in two or three
+  dimensions of a slice: on v5e:4x4 it sends twice the bytes, and holds the whole float32 gradient. Along a
+  ring it does not. So gradients that hosts share are summed over the hosts first, and then inside each
+  (`ops/row_shards.py`): the same bytes as by one ring.
+* Params that are sharded over hosts are gathered by the devices that need the same part
+  (`devices/transfer/per_host.py`). Gathered whole on each device, as before, 5 billion params took
+  10.1 GB beside the arguments and 9.5 GB on links.
+* `rlhf.share_prompts=False` halves the bytes on links of an update whose layers are gathered over hosts.
+  It computes a prompt once for each of its rows.
+
+The figures are in `experiments/bench/results/compile_slices.jsonl`. `python -m experiments.bench.slices`
+compiles each program that has none yet (`pip install 'rlhf_jax[tpu-compile]'`), and
+`python -m experiments.bench.slices_page` writes this page. Not run here: these commands take minutes of
+libtpu. Nothing ran on a TPU. The same by the command, where plans of several calls are one argument:
+
+"""
+
+END = "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(PAGE)
