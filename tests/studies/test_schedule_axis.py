@@ -93,3 +93,17 @@ def test_collapsed_runs_stand_beside_their_contrast(part, lines):
     assert rows(text, rf"\| {values[-1]} \| ")[0][-1] == "1 of 5 |"
     assert "1 of its runs collapsed" in text
     assert "of its runs collapsed" not in pages_of(part, lines)[f"{part}.md"]
+
+
+def test_the_picture_of_one_group_shows_its_curves_to_their_ends(part, lines):
+    """Also where a run collapsed, after which the limits are kept."""
+    axis, values = AXES[part]
+    lower = [
+        line
+        if line["schedule"][axis] != values[-1] or line["seed"]
+        else line | {"curve": [*line["curve"][:-1], line["curve"][-1] | {"win_rate": 0.1}]}
+        for line in lines
+    ]
+    (ax,) = pages_of(part, lower)[f"{part}_kl.png"].axes
+    most = max(line["curve"][-1]["kl"] for line in lines if line["schedule"][axis] == values[0])
+    assert ax.get_xlim()[1] > 0.9 * most > 1.0

@@ -94,8 +94,7 @@ def against(groups: Sequence[Group], divergence: str) -> Figure:
                 **seen,
             )
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    if len(groups) > 1:
-        share_limits(axes)
+    share_limits(axes)
     for ax, group in zip(axes, groups, strict=True):
         ax.autoscale(False)  # a collapsed run may be far outside of all others
         for index, value in enumerate(group.values):
