@@ -94,7 +94,6 @@ def test_a_call_casts_one_kernel_at_a_time():
     assert model_shape(MODEL, lora=PLAIN).split(1, 1).largest_int8 == 0
 
 
-@pytest.mark.slow  # four models of 28 layers are traced
 @pytest.mark.parametrize(("lora", "most"), [(PLAIN, 12e9), (INT8, 10e9)])
 def test_ppo_of_qwen3_1_7b_fits_on_a_v5e_of_sixteen_gigabytes(lora, most):
     """Four roles in bfloat16 with adapters of rank 32 and remat: 32 rows of 1,024 columns are sampled
