@@ -80,6 +80,10 @@ QUICK_CASES = {
             "passes",
             "scanned adapter",
         ),
+        "models/test_int8_base.py::test_outputs_and_gradients_are_those_on_the_dequantized_base": (
+            "gpt_neox-False",
+            "llama-True",
+        ),
         **{
             f"models/test_linear.py::test_{name}": ("passes", "scan")
             for name in (
@@ -122,6 +126,11 @@ QUICK_CASES = {
             "shape2-*",
         ),
         "planner/test_analytic.py::test_bytes_are_those_of_the_compiled_program": ("*-2x2x2",),
+        "runtime/test_int8_base.py::test_sharded_is_single": ("shape2",),
+        "runtime/test_int8_base.py::test_temporaries_hold_a_dequantized_kernel_and_not_the_base": (
+            "generate",
+            "reference",
+        ),
         "pretrained/test_export.py::test_what_came_in_goes_out": (
             "gemma3-*",
             "gpt_neox-*",
@@ -205,6 +214,9 @@ SLOW = {
         "planner/test_analytic.py::test_remat_trades_seconds_for_activations": [
             "planner/test_analytic.py::"
             "test_bytes_of_a_layer_with_remat_are_those_of_the_compiled_program"
+        ],
+        "planner/test_int8_base.py::test_a_call_casts_one_kernel_at_a_time": [
+            "planner/test_int8_base.py::test_ppo_of_qwen3_1_7b_fits_on_a_v5e_of_sixteen_gigabytes"
         ],
         "records/test_layer_forms.py::test_a_checkpoint_is_read_in_either_form": [
             "stages/test_resuming.py::test_checkpoints_of_either_form_go_on_in_the_other"

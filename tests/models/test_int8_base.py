@@ -2,8 +2,6 @@
 and what programs hold and gather.
 """
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +18,6 @@ from rlhf_jax.refusal import Refusal
 from .families import FAMILIES, QUICK, V, config_of, quick_jit, random_params
 from .test_adapters import B, L, rows
 
-USUAL = (("gpt_neox", False), ("llama", True))  # two programs to compile each
 LORA = Config(rank=3, alpha=6.0, base_dtype="int8")
 
 
@@ -68,13 +65,8 @@ def test_the_kernels_of_linear_layers_are_int8_and_nothing_else(name, scan_layer
     assert {held[path].dtype for path in heads} <= {jnp.dtype("bfloat16")}
 
 
-@pytest.mark.parametrize(
-    ("name", "remat"),
-    [
-        pytest.param(*case, marks=() if case in USUAL else pytest.mark.slow)
-        for case in itertools.product(FAMILIES, (False, True))
-    ],
-)
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_outputs_and_gradients_are_those_on_the_dequantized_base(name, remat):
     """Of whole rows; and of a prefill and a decode step."""
     model = make(name, remat=remat)

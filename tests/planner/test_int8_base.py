@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlhf_jax.models import llama
+from rlhf_jax.models import llama, qwen3
 from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.adapters import Config
 from rlhf_jax.models.common.value_head import ValueModel
@@ -13,8 +13,10 @@ from rlhf_jax.planner.api import Workload
 from rlhf_jax.planner.costs import memory, roofline
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.hardware import TABLE
-from rlhf_jax.planner.costs.shapes import Shape, model_shape
-from rlhf_jax.types import Placement
+from rlhf_jax.planner.costs.shapes import Shape, held_shape, model_shape
+from rlhf_jax.planner.options import option
+from rlhf_jax.planner.simulation import plan_memory
+from rlhf_jax.types import Placement, Plan
 
 from .tables import PPO
 
@@ -90,3 +92,25 @@ def test_a_call_casts_one_kernel_at_a_time():
     assert part.split.largest_int8 == 256 * 1024
     assert memory._other_params_bytes(part) == 4 * 256 * 1024
     assert model_shape(MODEL, lora=PLAIN).split(1, 1).largest_int8 == 0
+
+
+@pytest.mark.parametrize(("lora", "most"), [(PLAIN, 12e9), (INT8, 10e9)])
+def test_ppo_of_qwen3_1_7b_fits_on_a_v5e_of_sixteen_gigabytes(lora, most):
+    """Four roles in bfloat16 with adapters of rank 32 and remat: 32 rows of 1,024 columns are sampled
+    at once, and two are trained on.
+    """
+    model = qwen3.make(qwen3.PRESETS["qwen3-1.7b"]).with_config(dtype="bfloat16", remat=True)
+    lora, valued = replace(lora, rank=32), ValueModel(model)
+    shapes = {
+        "policy": model_shape(model, 4, lora),
+        "reference": held_shape(model, lora),
+        "critic": model_shape(valued, lora=lora),
+        "reward": held_shape(valued, lora),
+    }
+    work = Workload(num_prompts=32, samples_per_prompt=1, prompt_tokens=512, completion_tokens=512)
+    costs = AnalyticCostModel(TABLE["tpu-v5e"], 1, shapes, work)
+    parts = {"generate": 1, "infer": 16, "train": 16}
+    plan = Plan({call.name: Placement((0,), (1, 1, 1), parts[call.kind]) for call in PPO})
+    chosen = [option(call, costs, plan.placements[call.name]) for call in PPO]
+    (needed,) = plan_memory.by_device(PPO, chosen, work.live_versions, 1)
+    assert 0.6 * most < needed <= most

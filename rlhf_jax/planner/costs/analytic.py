@@ -81,9 +81,8 @@ class AnalyticCostModel:
         """
         _, fsdp, tensor = placement.mesh_shape
         shape = self.shapes[call.role]
-        whole = shape.whole_bytes
         room = sharding.WHOLE_PARAMS * self.hardware.memory_bytes * tensor
-        return call.kind == "generate" and fsdp > 1 and self.rows_stay and whole <= room
+        return call.kind == "generate" and fsdp > 1 and self.rows_stay and shape.whole_bytes <= room
 
     def _gather_seconds(self, call: Call, placement: Placement) -> float:
         """Seconds of bringing whole params together once."""
