@@ -6,7 +6,8 @@ keeps what the compiler says.
 
 The figures (`results/compile_slices.jsonl`) have a line for each program: a program that has one for
 its topology is not compiled again. "older" marks a line whose program is another one since. Each case
-runs in a process of its own, because libtpu reads the topology from the environment as it is loaded. `slices_page.py` writes the page.
+runs in a process of its own, because libtpu reads the topology from the environment as it is loaded.
+`slices_page.py` writes the page.
 """
 
 import argparse
