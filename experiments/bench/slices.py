@@ -5,8 +5,9 @@ keeps what the compiler says.
     python -m experiments.bench.slices --only=5b --calls=generate
 
 The figures (`results/compile_slices.jsonl`) have a line for each program: a program that has one for
-its topology is not compiled again. Each case runs in a process of its own, because libtpu reads the
-topology from the environment as it is loaded. `slices_page.py` writes the page.
+its topology is not compiled again. "older" marks a line whose program is another one since. Each case
+runs in a process of its own, because libtpu reads the topology from the environment as it is loaded.
+`slices_page.py` writes the page.
 """
 
 import argparse
@@ -75,6 +76,15 @@ SPREAD = _flags(
     rlhf__share_prompts=False,
 )
 PARTS = "generate: 0-3 tensor=4; reference: 0-3 fsdp=4 micro_batches=4; "
+ONE_PART = (
+    *(flag for flag in SPREAD if "gradient_dtype" not in flag),
+    *_flags(
+        pretrained__policy_shape="mistral/mistral-7b-v0.3",
+        rlhf__prompts_per_update=16,
+        rlhf__total_prompts=16 * 1024,
+        plan="generate: 0-3 tensor=4; train_policy: 0-3 fsdp=4 remat",
+    ),
+)
 CASES = {
     "410m-2-layers": Case(
         "Pythia 410m, 2 layers, unrolled", "v5e:2x4", TLDR, UNROLLED, 2, {"train_policy": (2,)}
@@ -99,7 +109,7 @@ CASES = {
             mesh__fsdp_hosts=-1,
         ),
         24,
-        {"train_policy": (24,), "gather": (24,), "publish": (24,)},
+        {"train_policy": (24,)},
     ),
     "5b": Case(
         "Mistral-7B's layers, 22 of 32: 5.06 billion params",
@@ -121,15 +131,7 @@ CASES = {
         "the same, a fourth of the prompts in one part, bfloat16 gradients",
         "v5e:4x4",
         GSM8K,
-        (
-            *(flag for flag in SPREAD if "gradient_dtype" not in flag),
-            *_flags(
-                pretrained__policy_shape="mistral/mistral-7b-v0.3",
-                rlhf__prompts_per_update=16,
-                rlhf__total_prompts=16 * 1024,
-                plan="generate: 0-3 tensor=4; train_policy: 0-3 fsdp=4 remat",
-            ),
-        ),
+        ONE_PART,
         22,
         {"train_policy": (22,)},
     ),

@@ -52,7 +52,8 @@ def whole(name: str, call: str) -> tuple[Mapping[str, float], str, str] | None:
         return None
     programs = ", ".join(f"{line['layers']}: `{line['fingerprint']}`" for line in known)
     if depths == (case.layers,):
-        return {key: known[0][key] for key in KEYS}, "compiled", programs
+        how = "compiled, older program" if known[0].get("older") else "compiled"
+        return {key: known[0][key] for key in KEYS}, how, programs
     (few, many), (first, last) = depths, known
     found = {
         key: first[key] + (case.layers - few) * (last[key] - first[key]) / (many - few)
@@ -152,7 +153,7 @@ def _calls() -> str:
 
 
 def _memory() -> str:
-    """What a device holds of each case, and the most that a call needs beside it."""
+    """A table of what a device holds of each case, and the most that a call needs beside it."""
     head = ["model", "slice", "state", "frozen", "versions", "fullest call", "beside arguments",
             "in all", "of a device", "fits"]  # fmt: skip
     rows = []
@@ -243,12 +244,23 @@ frozen reference in bfloat16, and the versions of the policy at lag 1, each whol
 
 NOTES = """
 
+**5 billion params on 4 hosts of v5e do not fit at lag 1.** In one part of 16 prompts × 4, with bfloat16
+gradients, an update takes 0.3 GB more than a chip has, and 1.6 GB more than 92 % of it. What stays is 1.88 GB per
+billion params; 4.2 billion would leave the 8 %, if an update needed as much beside its arguments (formula, not
+compiled). The planner expects 3.5 GB less of the update in four parts than the compiler, and 1.6 GB less of that
+in one part: more than the 8 % of a chip that it is held to elsewhere. Why was not found out.
+
+**32 billion on 16 hosts of v5p fit**, with a sampler inside each host. The update was compiled with all of its
+64 layers.
+
 ## What was learned
 
 * libtpu makes a whole sum on every device of a scattered sum (`psum_scatter`) over devices in two or three
-  dimensions of a slice: on v5e:4x4 it sends twice the bytes, and holds the whole float32 gradient. Along a
-  ring it does not. So gradients that hosts share are summed over the hosts first, and then inside each
-  (`ops/row_shards.py`): the same bytes as by one ring.
+  dimensions of a slice, and of a gather over devices in three. Along a ring it does not. So params and gradients
+  that hosts share are gathered inside each host and then over the hosts, and summed in the opposite order
+  (`ops/row_shards.py`). The update of 32 billion params sent 513 GB with sums alone in two turns, and needed
+  18.3 GB beside its arguments; with both it sends 258 GB and needs 11.3 GB. "Older program" rows were compiled
+  before gathers ran in two turns; on v5e libtpu gathered as it should.
 * Params that are sharded over hosts are gathered by the devices that need the same part
   (`devices/transfer/per_host.py`). Gathered whole on each device, as before, 5 billion params took
   10.1 GB beside the arguments and 9.5 GB on links.

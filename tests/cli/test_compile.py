@@ -60,6 +60,22 @@ def test_a_table_and_all_figures(capsys, tmp_path):
     assert (tmp_path / "hlo" / "reference.hlo").read_text().startswith("HloModule")
 
 
+def test_two_hosts_share_params_and_gather_them_to_publish(capsys, tmp_path):
+    output = tmp_path / "figures.json"
+    hosts = ["--topology=cpu:2x4", "--config.mesh.fsdp=4", "--config.mesh.fsdp_hosts=-1"]
+    assert command.main([TINY, *hosts, "--calls=gather,publish", f"--output={output}"]) == 0
+    assert capsys.readouterr().out.startswith("cpu:2x4: 8 x cpu of 4 GB on 2 hosts; ")
+    gather, publish = (each["compiled"] for each in json.loads(output.read_text())["calls"])
+    # A shard of an eighth goes to where it is needed, and another one comes.
+    assert {each["kind"] for each in gather["collectives"]} == {"collective-permute", "all-gather"}
+    assert (
+        gather["link_bytes"] == sum(2 * each["operand_bytes"] for each in gather["collectives"]) / 2
+    )
+    assert publish["link_bytes"] == 0
+    # An eighth of the params of a host's two shards each; what is not sharded is in both.
+    assert gather["output_bytes"] <= publish["argument_bytes"]
+
+
 def test_the_calls_are_the_run_s_own():
     """What is lowered from shapes is, to the letter, what a run lowers that has its params."""
     config = run.parse(["", TINY, SHARDED])

@@ -481,6 +481,21 @@ def test_hosts_multiply_data_and_sum_gradients_over_the_network(seven):
     )
 
 
+def test_hosts_that_share_a_copy_multiply_fsdp_but_not_in_sampling(seven):
+    costs = formulas(seven, replace(WORK, num_prompts=128), num_devices=16)
+    shared, place = OnEveryHost(costs, 2, 8, copy_hosts=2), on(1, 8, 1)
+    state = costs.state_bytes("policy", on(1, 16, 1))
+    assert shared.state_bytes("policy", place) == state
+    assert shared.link_bytes(TRAIN, place) == costs.link_bytes(TRAIN, on(1, 16, 1))
+    assert shared.params_bytes("reference", place) == costs.params_bytes("reference", on(1, 16, 1))
+    # Each host has a version of its own, and samples with it.
+    assert shared.params_bytes("policy", place) == costs.params_bytes("policy", on(2, 8, 1))
+    generate = next(call for call in CALLS if call.kind == "generate")
+    assert shared.seconds(generate, place) == costs.seconds(generate, on(2, 8, 1))
+    # A placement with data has all params on each host.
+    assert shared.state_bytes("policy", on(2, 4, 1)) == costs.state_bytes("policy", on(4, 4, 1))
+
+
 def test_what_cannot_be_placed_is_refused_with_its_numbers(seven):
     costs = formulas(seven, WORK)
     assert all(costs.refusal(call, on(2, 2, 4)) is None for call in CALLS)
