@@ -181,9 +181,8 @@ class Program:
           What `jax.jit(...).lower` gives: its text, and `.compile()`.
         """
         function, arguments = self._entries(call)[0]
-        if platform:
-            return function.trace(*arguments).lower(lowering_platforms=(platform,))
-        return function.lower(*arguments)
+        platforms = {"lowering_platforms": (platform,)} if platform else {}
+        return function.trace(*arguments).lower(**platforms)
 
     @property
     def compiled_names(self) -> tuple[str, ...]:
@@ -227,10 +226,9 @@ class Program:
                 return [(update.function, (*rows, update.scalars, rest))]
         if name == CREDIT:
             return [(self._credit, (*self._shapes.credit_arguments(), self._credit_scalars))]
-        if name == GATHER and (gather := self.sampler.gather_call(self._shapes.policy())):
-            return [gather]
-        if name == PUBLISH and (copy := self.sampler.publish_call(self._shapes.policy())):
-            return [copy]
+        publishing = {GATHER: self.sampler.gather_call, PUBLISH: self.sampler.publish_call}
+        if name in publishing and (entry := publishing[name](self._shapes.policy())):
+            return [entry]
         accepted = ", ".join(self.compiled_names)
         raise Refusal(f"the round has no call {name!r}; accepted: {accepted}")
 

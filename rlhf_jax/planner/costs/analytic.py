@@ -263,9 +263,8 @@ class AnalyticCostModel:
         run = self.positions(call, part, prompts)
         # The cache of a prompt is copied for each of its rows.
         rows = prompts * self.group_rows(call)
-        shared = 0.0
-        if self.shares(call):
-            shared = memory.shared_cache_bytes(part, prompts, rows, columns, call.kind == "train")
+        caches = memory.shared_cache_bytes(part, prompts, rows, columns, call.kind == "train")
+        shared = caches if self.shares(call) else 0.0
         batch = (
             prompts
             * placement.num_micro_batches
