@@ -164,7 +164,7 @@ def test_a_study_has_the_config_that_its_cells_were_run_with(path: Path):
     """A smaller quickstart must not make another study of the committed cells."""
     with path.open() as lines:
         bases = [line for line in map(json.loads, lines) if "config" in line]
-    study = results.load(str(ROOT / "configs" / "studies" / f"{path.parent.name}.py"))
+    study = results.load(str(ROOT / results.STUDIES[path.parent.name]))
     today = cell_lines.identity(flatten(study.base().to_dict()))
     assert bases
     for line in bases:

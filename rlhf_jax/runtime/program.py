@@ -181,8 +181,8 @@ class Program:
           What `jax.jit(...).lower` gives: its text, and `.compile()`.
         """
         function, arguments = self._entries(call)[0]
-        platforms = {"lowering_platforms": (platform,)} if platform else {}
-        return function.trace(*arguments).lower(**platforms)
+        platforms = (platform,) if platform else None
+        return function.trace(*arguments).lower(lowering_platforms=platforms)
 
     @property
     def compiled_names(self) -> tuple[str, ...]:
