@@ -25,7 +25,7 @@ from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, t_i
 
 KINDS = {"keep": "kept", "leave_out": "left out"}
 FROM = 24  # the first update whose evaluation counts
-STEP_MARGIN = math.log(1.05)
+STEP_MARGIN = round(math.log(1.05), 4)
 MARGIN = 0.03  # of accuracy
 
 
