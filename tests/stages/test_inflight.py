@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -212,7 +213,7 @@ def test_pinned_rows_go_on_in_threads_with_the_lag_of_the_clock(tmp_path):
 
 
 def test_several_processes_are_refused_by_name(monkeypatch):
-    monkeypatch.setattr(rlhf.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(Refusal, match=r"rlhf.engine is 'slots' with rlhf.weights='round' on 2 pro"):
         check(weights="round", num_slots=16)
     check(num_slots=16)
