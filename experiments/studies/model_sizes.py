@@ -10,7 +10,13 @@ from matplotlib.figure import Figure
 from experiments.studies import markdown
 from experiments.studies.markdown import Contrast
 from experiments.studies.offpolicyness import findings, plots
-from experiments.studies.offpolicyness.measures import Group, difference_of_drops, groups
+from experiments.studies.offpolicyness.measures import (
+    Group,
+    difference_of_drops,
+    groups,
+    note_on_collapsed,
+    reported,
+)
 from rlhf_jax.report.statistics import Result
 
 MARGIN = findings.MARGIN
@@ -46,9 +52,7 @@ def primary_contrasts(found: dict[int, Group]) -> list[Contrast]:
     (narrow, small), *_, (wide, large) = found.items()
     contrasts = []
     for number, value in enumerate(AT, start=1):
-        fallen = sum(
-            group.num_collapsed(v) for group in (small, large) for v in (group.first, value)
-        )
+        arms = (group.arms[v] for group in (small, large) for v in (group.first, value))
         contrasts.append(
             Contrast(
                 f"{number}. drop at width {wide} − drop at width {narrow}, N = {value}",
@@ -56,7 +60,7 @@ def primary_contrasts(found: dict[int, Group]) -> list[Contrast]:
                 MARGIN,
                 "of win-rate",
                 3,
-                note=f"{fallen} of its runs collapsed" if fallen else "",
+                note=note_on_collapsed(*arms),
             )
         )
     return contrasts
@@ -71,8 +75,8 @@ def pages(name: str, lines: Sequence[Result], role: str, **more: str) -> dict[st
       role: of the models whose sizes differ, "policy" or "reward".
       more: further fields of the page.
     """
-    reported = [line for line in lines if line["purpose"] == "report"]
-    found = by_width(reported, role)
+    results = reported(lines)
+    found = by_width(results, role)
     contrasts = primary_contrasts(found)
     text = markdown.fill(
         Path(__file__).parent / name / "page.md",
@@ -80,8 +84,8 @@ def pages(name: str, lines: Sequence[Result], role: str, **more: str) -> dict[st
         conclusion=markdown.conclusion(contrasts),
         contrasts=markdown.contrasts_table(contrasts),
         drops=findings.drops_table(list(found.values())),
-        collapsed=findings.collapsed_table(reported),
-        arms=findings.arms_table(reported, findings.on_edges(lines)),
+        collapsed=findings.collapsed_table(results),
+        arms=findings.arms_table(results, findings.on_edges(lines)),
         **more,
     )
     return {

@@ -10,7 +10,15 @@ from matplotlib.figure import Figure
 from experiments.studies import markdown
 from experiments.studies.markdown import Contrast, table, with_interval
 from experiments.studies.offpolicyness import findings, plots
-from experiments.studies.offpolicyness.measures import SYMBOL, Group, at_one_kl, drop, groups
+from experiments.studies.offpolicyness.measures import (
+    SYMBOL,
+    Group,
+    at_one_kl,
+    drop,
+    groups,
+    note_on_collapsed,
+    reported,
+)
 from rlhf_jax.report.statistics import OfSeed, Result, differences
 
 MARGIN = 0.02  # of win-rate
@@ -35,8 +43,7 @@ def contrast(group: Group, name: str, one: OfSeed, fallen: Sequence[int]) -> Con
       one: the win-rate of the other arm, by seed.
       fallen: values of the axis whose collapsed runs are counted beside it.
     """
-    count = sum(group.num_collapsed(value) for value in fallen)
-    note = f"{count} of its runs collapsed" if count else ""
+    note = note_on_collapsed(*(group.arms[value] for value in fallen))
     values = differences(one, group.figure(group.first, "win_rate"))
     return Contrast(name, values, MARGIN, "of win-rate", 3, note=note)
 
@@ -111,11 +118,6 @@ def pages(
         f"{name}_ends.png": plots.final_figures([group]),
         f"{name}_kl.png": plots.against([group], "kl"),
     }
-
-
-def reported(lines: Sequence[Result]) -> list[Result]:
-    """Results of reported cells."""
-    return [line for line in lines if line["purpose"] == "report"]
 
 
 def of_axis(lines: Sequence[Result], axis: str) -> Group:

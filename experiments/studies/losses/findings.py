@@ -10,7 +10,15 @@ from matplotlib.figure import Figure
 from experiments.studies import markdown
 from experiments.studies.markdown import Contrast, number, table, with_interval
 from experiments.studies.offpolicyness import findings, plots
-from experiments.studies.offpolicyness.measures import Group, collapsed, drop, groups
+from experiments.studies.offpolicyness.measures import (
+    Group,
+    collapsed,
+    difference_of_drops,
+    drop,
+    groups,
+    note_on_collapsed,
+    reported,
+)
 from rlhf_jax.report.statistics import OfSeed, Result, differences, final
 
 ROBUST, YOUNGER = findings.ROBUST, ("gspo", "cispo", "oapl")
@@ -24,10 +32,10 @@ def of(axis: Sequence[Group], algorithm: str) -> Group:
     return next(group for group in axis if group.algorithm == algorithm)
 
 
-def cadences(reported: Sequence[Result]) -> dict[int, list[Result]]:
+def cadences(results: Sequence[Result]) -> dict[int, list[Result]]:
     """Runs of the arms whose sampler is seldom renewed, by the number of rounds."""
     found: dict[int, list[Result]] = {}
-    for result in reported:
+    for result in results:
         name, _, rounds = result["arm"].partition(CADENCE)
         if rounds and name == ROBUST:
             found.setdefault(int(rounds), []).append(result)
@@ -39,12 +47,6 @@ def drop_of(fresh: OfSeed, runs: Sequence[Result]) -> OfSeed:
     return differences(fresh, {run["seed"]: final(run, "win_rate") for run in runs})
 
 
-def note(*arms: Sequence[Result]) -> str:
-    """The number of collapsed runs among those of some arms, in words; "" for none."""
-    count = sum(collapsed(run) for runs in arms for run in runs)
-    return f"{count} of its runs collapsed" if count else ""
-
-
 def primary_contrasts(
     lags: Sequence[Group], minibatches: Sequence[Group], renewed: dict[int, list[Result]]
 ) -> list[Contrast]:
@@ -53,13 +55,15 @@ def primary_contrasts(
 
     def add(name: str, values: OfSeed, *arms: Sequence[Result]) -> None:
         name = f"{len(found) + 1}. {name}"
-        found.append(Contrast(name, values, MARGIN, "of win-rate", 3, note=note(*arms)))
+        found.append(
+            Contrast(name, values, MARGIN, "of win-rate", 3, note=note_on_collapsed(*arms))
+        )
 
     for axis, at in ((lags, "lag {}"), (minibatches, "{} minibatches")):
         robust, value = of(axis, ROBUST), max(axis[0].values)
         for algorithm in YOUNGER:
             each = of(axis, algorithm)
-            values = differences(drop(each, value, "win_rate"), drop(robust, value, "win_rate"))
+            values = difference_of_drops(each, robust, value, "win_rate")
             arms = (group.arms[v] for group in (each, robust) for v in (each.first, value))
             name = f"drop of {algorithm.upper()} − drop of Online DPO, {at.format(value)}"
             add(name, values, *arms)
@@ -94,9 +98,9 @@ def cadence_table(fresh: OfSeed, renewed: dict[int, list[Result]]) -> str:
 
 def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:
     """The files of the page by their names in `docs/results/`."""
-    reported = [line for line in lines if line["purpose"] == "report"]
-    renewed = cadences(reported)
-    usual = [line for line in reported if CADENCE not in line["arm"]]
+    results = reported(lines)
+    renewed = cadences(results)
+    usual = [line for line in results if CADENCE not in line["arm"]]
     lags, minibatches = groups(usual, "lag"), groups(usual, "num_minibatches")
     contrasts = primary_contrasts(lags, minibatches, renewed)
     robust = of(lags, ROBUST)
@@ -107,8 +111,8 @@ def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:
         lags=findings.drops_table(lags),
         minibatches=findings.drops_table(minibatches),
         renewed=cadence_table(robust.figure(robust.first, "win_rate"), renewed),
-        collapsed=findings.collapsed_table(reported),
-        arms=findings.arms_table(reported, findings.on_edges(lines)),
+        collapsed=findings.collapsed_table(results),
+        arms=findings.arms_table(results, findings.on_edges(lines)),
     )
     return {
         "losses.md": text,

@@ -22,6 +22,8 @@ from experiments.studies.offpolicyness.measures import (
     difference_of_drops,
     drop,
     groups,
+    note_on_collapsed,
+    reported,
 )
 from rlhf_jax.report.statistics import OfSeed, Result, by_seed, differences, final
 
@@ -52,8 +54,8 @@ def primary_contrasts(lags: Sequence[Group], minibatches: Sequence[Group]) -> li
     contrasts: list[Contrast] = []
 
     def add(name: str, values: OfSeed, value: int, *compared: Group) -> None:
-        fallen = sum(each.num_collapsed(v) for each in compared for v in (each.first, value))
-        note = f"{fallen} of its runs collapsed" if fallen else ""
+        arms = (each.arms[v] for each in compared for v in (each.first, value))
+        note = note_on_collapsed(*arms)
         number = len(contrasts) + 1
         contrasts.append(Contrast(f"{number}. {name}", values, MARGIN, "of win-rate", 3, note=note))
 
@@ -198,17 +200,17 @@ def on_edges(lines: Sequence[Result]) -> dict[str, bool]:
     for line in lines:
         if line["purpose"] == "tune":
             tried.setdefault(line["arm"], set()).add(line["setting"][RATE])
-    reported = {line["arm"]: line["setting"][RATE] for line in lines if line["purpose"] == "report"}
+    chosen = {line["arm"]: line["setting"][RATE] for line in reported(lines)}
     return {
         arm: bool(tried.get(arm)) and rate in (min(tried[arm]), max(tried[arm]))
-        for arm, rate in reported.items()
+        for arm, rate in chosen.items()
     }
 
 
 def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:
     """The files of the page by their names in `docs/results/`."""
-    reported = [line for line in lines if line["purpose"] == "report"]
-    lags, minibatches = groups(reported, "lag"), groups(reported, "num_minibatches")
+    results = reported(lines)
+    lags, minibatches = groups(results, "lag"), groups(results, "num_minibatches")
     contrasts = primary_contrasts(lags, minibatches)
     text = markdown.fill(
         Path(__file__).with_name("page.md"),
@@ -218,8 +220,8 @@ def pages(lines: Sequence[Result]) -> dict[str, str | Figure]:
         one_step_late=one_step_late(lags),
         minibatches=drops_table(minibatches),
         lags=drops_table(lags),
-        collapsed=collapsed_table(reported),
-        arms=arms_table(reported, on_edges(lines)),
+        collapsed=collapsed_table(results),
+        arms=arms_table(results, on_edges(lines)),
         paper=paper_table(lags, minibatches),
     )
     return {

@@ -71,6 +71,17 @@ class Group:
         return sum(map(collapsed, self.arms[value]))
 
 
+def reported(lines: Sequence[Result]) -> list[Result]:
+    """Results of reported cells, without those that settings were chosen by."""
+    return [line for line in lines if line["purpose"] == "report"]
+
+
+def note_on_collapsed(*arms: Sequence[Result]) -> str:
+    """The number of collapsed runs of some arms, as a note beside their contrast; "" for none."""
+    count = sum(collapsed(run) for runs in arms for run in runs)
+    return f"{count} of its runs collapsed" if count else ""
+
+
 def correction_of(result: Result) -> str:
     """The name of a stale result's correction; "" at lag 0, and for an algorithm without a ratio."""
     config = result["config"]

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.studies import model_sizes
 from experiments.studies.markdown import table, with_interval
+from experiments.studies.offpolicyness.measures import reported
 from rlhf_jax.report.statistics import Result, by_seed, final
 
 ROUNDS = 8
@@ -29,11 +30,7 @@ def gain(line: Result) -> float:
 
 def reward_models(lines: Sequence[Result]) -> str:
     """A row for each size of reward model: accuracy and spread beside the gain in gold at N = 1."""
-    fresh = [
-        line
-        for line in lines
-        if line["purpose"] == "report" and line["schedule"]["num_minibatches"] == 1
-    ]
+    fresh = [line for line in reported(lines) if line["schedule"]["num_minibatches"] == 1]
     rows = []
     for name in sorted({line["reward"] for line in fresh}, key=model_sizes.width):
         runs = [line for line in fresh if line["reward"] == name]
