@@ -22,7 +22,7 @@ import os
 import sys
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -212,10 +212,19 @@ def devices_by_host() -> np.ndarray:
 
     Raises Refusal where the hosts have not equally many.
     """
-    if _stand_ins:
-        return _stand_ins[-1]
+    return _stand_ins[-1] if _stand_ins else by_host(jax.devices())
+
+
+def by_host(devices: Iterable[Device]) -> np.ndarray:
+    """Devices `[hosts, devices of a host]` by their processes, whose order the hosts have.
+
+    Args:
+      devices: of all hosts.
+
+    Raises Refusal where the hosts have not equally many.
+    """
     devices_by_process: dict[int, list[Device]] = {}
-    for device in jax.devices():
+    for device in devices:
         devices_by_process.setdefault(device.process_index, []).append(device)
     counts = [len(devices_by_process[process]) for process in sorted(devices_by_process)]
     if len(set(counts)) > 1:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config import LARGEST, Bounds
 from rlhf_jax.devices import distributed
-from rlhf_jax.devices.transfer.per_host import box_of, local_mesh, processes
+from rlhf_jax.devices.transfer.per_host import box_of, local_mesh
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Device
 
@@ -152,7 +152,7 @@ def along_wires(devices: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarra
         return devices
     if shape is None:
         return ordered
-    process_of = processes(ordered)
+    process_of = distributed.hosts_of(ordered)
     boxes = [box_of(process_of, int(process)) for process in np.unique(process_of)]
     whole = all(box is not None and tuple(map(len, box)) == shape for box in boxes)
     return ordered if whole else devices

@@ -92,15 +92,14 @@ def devices_by_host(topology: Topology) -> np.ndarray:
 
     A slice that one machine has counts as one host, whatever libtpu says of it.
     """
+    from rlhf_jax.devices import distributed  # it imports jax
+
     found = np.asarray(devices(topology))
     if topology.kind == "cpu":
         return found.reshape(topology.num_hosts, -1)
     if not topology.is_tpu or topology.num_devices <= CHIPS_OF_ONE_HOST[topology.kind]:
         return found[None]
-    of_host: dict[int, list] = {}
-    for device in found:
-        of_host.setdefault(device.process_index, []).append(device)
-    return np.asarray([of_host[host] for host in sorted(of_host)])
+    return distributed.by_host(found)
 
 
 def devices(topology: Topology) -> list:

@@ -55,7 +55,7 @@ def blocks(num_hosts, each):
 def test_hosts_multiply_data_or_fsdp(fsdp_hosts, shape, expected):
     made = mesh.over_hosts(blocks(4, 4), shape, fsdp_hosts)
     assert made.devices.shape == expected
-    processes = per_host.processes(made.devices)
+    processes = distributed.hosts_of(made.devices)
     for host in range(4):
         data, fsdp, tensor = per_host.box_of(processes, host)
         assert (len(data), len(fsdp), len(tensor)) == shape
@@ -73,7 +73,7 @@ def test_a_ring_over_hosts_follows_the_wires(shape):
         for x, y in zip(ring, ring[1:] + ring[:1], strict=True)
     ]
     assert hops == [1] * 16
-    processes = per_host.processes(made)
+    processes = distributed.hosts_of(made)
     assert processes.reshape(-1).tolist() == [0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0]
     own = [per_host.box_of(processes, host) for host in range(4)]
     assert [tuple(map(len, box)) for box in own] == [shape] * 4
@@ -84,7 +84,7 @@ def test_a_ring_over_hosts_follows_the_wires(shape):
 def test_an_order_that_gives_hosts_other_shares_is_not_taken():
     """By the wires, a mesh of 4 x 4 has a host in two rows of two; each host is asked to be a row."""
     made = mesh.over_hosts(v5e(), (1, 4, 1), 1).devices
-    assert per_host.processes(made)[:, :, 0].tolist() == [[host] * 4 for host in range(4)]
+    assert distributed.hosts_of(made)[:, :, 0].tolist() == [[host] * 4 for host in range(4)]
 
 
 def test_a_host_without_a_box_has_none():

@@ -57,7 +57,7 @@ def test_each_host_has_whole_arrays(shape, num_hosts, order):
 
 
 def is_box_of_each_host(mesh):
-    process_of = per_host.processes(mesh.devices)
+    process_of = distributed.hosts_of(mesh.devices)
     boxes = [per_host.box_of(process_of, host) for host in np.unique(process_of)]
     shapes = {box and tuple(map(len, box)) for box in boxes}
     along = {process_of.shape[1] // shape[1] for shape in shapes if shape}
@@ -66,7 +66,7 @@ def is_box_of_each_host(mesh):
 
 def check_host(mesh, host, array, gathered):
     """The shards of a host's devices are those of the whole array, in the order of its box."""
-    box = per_host.box_of(per_host.processes(mesh.devices), host)
+    box = per_host.box_of(distributed.hosts_of(mesh.devices), host)
     assert box is not None
     local = Mesh(mesh.devices[np.ix_(*box)], AXES)
     wanted = NamedSharding(local, gathered.sharding.spec).devices_indices_map(array.shape)

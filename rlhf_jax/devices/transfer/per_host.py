@@ -29,11 +29,6 @@ from rlhf_jax.types import Array, Device
 T = TypeVar("T")
 
 
-def processes(devices: np.ndarray) -> np.ndarray:
-    """The process of each device of a mesh."""
-    return distributed.hosts_of(devices)
-
-
 def box_of(process_of: np.ndarray, process: int) -> tuple[np.ndarray, ...] | None:
     """Indices along each axis of one process's devices in a mesh; None where the devices are not
     all combinations of them.
@@ -51,7 +46,7 @@ def _boxes(mesh: Mesh) -> dict[int, tuple[np.ndarray, ...]]:
     """The box of each process. Raises Refusal unless they are boxes of one shape that have the
     whole of `tensor`.
     """
-    process_of = processes(mesh.devices)
+    process_of = distributed.hosts_of(mesh.devices)
     boxes = {int(process): box_of(process_of, process) for process in np.unique(process_of)}
     shapes = {box and tuple(map(len, box)) for box in boxes.values()}
     tensor = mesh.shape.get("tensor", 1)
@@ -80,10 +75,10 @@ def local_mesh(mesh: Mesh) -> Mesh:
 
 @lru_cache(maxsize=256)
 def _local_mesh(mesh: Mesh, stand_ins: tuple[tuple[Device, ...], ...]) -> Mesh:
-    """The local mesh, by the devices that stand in: `processes` depends on them."""
+    """The local mesh, by the devices that stand in: `distributed.hosts_of` depends on them."""
     process, num_hosts = distributed.host_index(), distributed.num_hosts()
     # Devices of another machine's topology, which is compiled for, are of several processes.
-    if num_hosts == 1 or (processes(mesh.devices) == process).all():
+    if num_hosts == 1 or (distributed.hosts_of(mesh.devices) == process).all():
         return mesh
     boxes = _boxes(mesh)
     if len(boxes) < num_hosts:
@@ -329,7 +324,7 @@ def _meeting(mesh: Mesh, names: tuple[str, ...]) -> tuple[list[tuple[int, int]],
       Pairs (device that has a shard, device that takes it), and groups of devices that gather their
       shards in that order; devices by their places in the mesh.
     """
-    boxes, process_of = _boxes(mesh), processes(mesh.devices)
+    boxes, process_of = _boxes(mesh), distributed.hosts_of(mesh.devices)
     index_of = np.arange(mesh.size).reshape(mesh.devices.shape)
     shard_of, part_of = np.zeros_like(index_of), np.zeros_like(index_of)
     others: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
