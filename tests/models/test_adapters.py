@@ -53,6 +53,17 @@ def make(name: str, **changes):
     return find(name).make(config_of(name, **changes))
 
 
+def weighted_loss(model):
+    """A function of params: a sum of the logits of `rows`, no two of which count alike."""
+    weight = jax.random.normal(jax.random.key(5), (B, L, V))
+
+    def loss(params):
+        hidden, _ = model.apply(params, *rows())
+        return jnp.sum(weight * jnp.sin(model.head(params, hidden)))
+
+    return loss
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_all_linear_layers_are_adapted_but_for_the_head(name):
     model = make(name)
@@ -102,12 +113,7 @@ def test_the_gradient_is_the_chain_rule_from_the_merged_kernels(name, remat):
     """Of W' = W + s A B:  dA = s dW' B^T,  dB = s A^T dW'."""
     model = make(name, remat=remat)
     params = adapted(model)
-    weight = jax.random.normal(jax.random.key(5), (B, L, V))
-
-    def loss(params):
-        hidden, _ = model.apply(params, *rows())
-        return jnp.sum(weight * jnp.sin(model.head(params, hidden)))
-
+    loss = weighted_loss(model)
     merged = adapters.merged(params)
     np.testing.assert_allclose(quick_jit(loss)(params), loss(merged), rtol=1e-4)
     full = flatten_dict(quick_jit(jax.grad(loss))(merged))

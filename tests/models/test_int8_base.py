@@ -11,18 +11,13 @@ from flax.traverse_util import flatten_dict
 from rlhf_jax import randomness
 from rlhf_jax.models.common import adapters
 from rlhf_jax.models.common.adapters import KERNEL_SCALE, Adapted, Config
-from rlhf_jax.models.common.family import find
 from rlhf_jax.ops.linear import int8
 from rlhf_jax.refusal import Refusal
 
-from .families import FAMILIES, QUICK, V, config_of, quick_jit, random_params
-from .test_adapters import B, L, rows
+from .families import FAMILIES, QUICK, quick_jit, random_params
+from .test_adapters import B, L, make, rows, weighted_loss
 
 LORA = Config(rank=3, alpha=6.0, base_dtype="int8")
-
-
-def make(name: str, **changes):
-    return find(name).make(config_of(name, **changes))
 
 
 def on_int8(model, seed: int = 0) -> Adapted:
@@ -71,12 +66,7 @@ def test_outputs_and_gradients_are_those_on_the_dequantized_base(name, remat):
     """Of whole rows; and of a prefill and a decode step."""
     model = make(name, remat=remat)
     params = on_int8(model)
-    weight = jax.random.normal(jax.random.key(5), (B, L, V))
-
-    def loss(trained, rest):
-        whole = adapters.join(trained, rest)
-        hidden, _ = model.apply(whole, *rows())
-        return jnp.sum(weight * jnp.sin(model.head(whole, hidden)))
+    loss = weighted_loss(model)
 
     @quick_jit
     def outputs(params):
@@ -86,7 +76,8 @@ def test_outputs_and_gradients_are_those_on_the_dequantized_base(name, remat):
         ones = jnp.ones((B, 1), bool)
         step, _ = model.apply(params, tokens[:, :1], positions[:, -1:] + 1, ones, cache)
         trained, rest = adapters.split(params)
-        return prefilled, step, jax.value_and_grad(loss)(trained, rest)
+        of_adapter = jax.value_and_grad(lambda t, rest: loss(adapters.join(t, rest)))
+        return prefilled, step, of_adapter(trained, rest)
 
     found, expected = outputs(params), outputs(on_dequantized(model, params))
 

@@ -2,9 +2,7 @@
 trainer's, a killed run goes on to the same bits, and commands read the run.
 """
 
-import json
 import re
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +10,15 @@ import numpy as np
 import pytest
 
 from rlhf_jax import build
-from rlhf_jax.cli import evaluate as evaluate_command
-from rlhf_jax.cli import generate as generate_command
 from rlhf_jax.models.common import adapters
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.stages import export as export_stage
-from rlhf_jax.stages import reward_model, rlhf, sft
-from rlhf_jax.stages.common import pretrained_models
+from rlhf_jax.stages import sft
 
-from . import runs
-from .test_lora import leaves
+from . import adapter_runs, runs
+from .adapter_runs import PPO, leaves
 
 INT8 = {"lora__rank": 3, "lora__alpha": 6.0, "lora__base_dtype": "int8"}
-PPO = {"algorithm": "ppo", "reward": "learned", "rlhf__evaluate_every": 8}
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +35,7 @@ def kernels(base) -> list[jax.Array]:
 
 def test_all_roles_read_one_int8_base(ppo):
     workspace, _, _ = build.of_directory(ppo)
-    policy, _ = rlhf.load(workspace)
-    reward, _ = reward_model.load(workspace)
-    reference = sft.load(workspace)
-    bases = [adapters.split(policy)[1], adapters.split(reference)[1]]
-    bases.append(adapters.split(reward)[1]["backbone"])
-    for other in bases[1:]:
-        assert all(x is y for x, y in zip(leaves(bases[0]), leaves(other), strict=True))
+    policy, _ = adapter_runs.roles_on_one_base(ppo)
     sizes = adapters.targets(workspace.model, workspace.lora)
     assert len(kernels(policy.base)) == len(sizes)
     held = sum(x.nbytes for path, x in adapters.flat(policy.base).items() if path[0] == "layer_0")
@@ -64,10 +52,7 @@ def test_the_sampler_has_the_numbers_of_the_trainer(ppo):
     """The first ratio of each round is 1 where nothing is late: sampled and scored log-probabilities
     are those of one function of one base.
     """
-    lines = [json.loads(line) for line in (ppo / "metrics.jsonl").read_text().splitlines()]
-    evaluated = [x for x in lines if x.get("stage") == "evaluate" and x.get("of", "rlhf") == "rlhf"]
-    first, last = evaluated[0], evaluated[-1]
-    assert abs(first["kl"]) < 1e-6 < abs(last["kl"])
+    adapter_runs.kl_begins_at_zero(ppo)
 
 
 def test_checkpoints_hold_adapters_alone_and_the_float32_base(ppo):
@@ -80,34 +65,14 @@ def test_checkpoints_hold_adapters_alone_and_the_float32_base(ppo):
 
 
 def test_a_run_that_lost_its_last_rounds_ends_on_the_same_bits(ppo, tmp_path):
-    again = tmp_path / "again"
-    shutil.copytree(ppo, again)
-    kept = runs.steps(again)
-    for step in kept[len(kept) // 2 :]:
-        shutil.rmtree(again / "checkpoints" / "rlhf" / str(step))
-    runs.run(again, **PPO, **INT8)
-    assert runs.steps(again)[-1] == kept[-1]
-    for x, y in zip(runs.state(ppo), runs.state(again), strict=True):
-        np.testing.assert_array_equal(x, y)
+    adapter_runs.goes_on_to_the_same_bits(ppo, tmp_path / "again", **PPO, **INT8)
 
 
 def test_commands_read_the_run(ppo, tmp_path, capsys):
     """`generate`, `evaluate` and both exports; the merged one computes what the run does."""
-    assert generate_command.main([str(ppo), "--prompt", "the hotel was", "--max_tokens=4"]) == 0
-    assert evaluate_command.main([f"--directory={ppo}", "--config.evaluate.num_prompts=8"]) == 0
-    workspace, _, _ = build.of_directory(ppo)
-    export_stage.write(workspace, "rlhf", tmp_path / "merged")
+    workspace = adapter_runs.commands_read(ppo, tmp_path / "merged")
     held = "adapters were trained on its linear layers in int8 |"
     assert held in (tmp_path / "merged" / "README.md").read_text()
-    policy, _ = rlhf.load(workspace)
-    whole = pretrained_models.load_policy(str(tmp_path / "merged"), workspace.model, workspace.mesh)
-    tokens = jnp.array([[5, 7, 9, 11]])
-    mask = jnp.ones(tokens.shape, bool)
-    outputs = [
-        workspace.model.head(p, workspace.model.apply(p, tokens, jnp.arange(4)[None], mask)[0])
-        for p in (policy, whole)
-    ]
-    np.testing.assert_allclose(*outputs, atol=1e-5)
     export_stage.write(workspace, "rlhf", tmp_path / "adapter", adapter=True)
     assert held in (tmp_path / "adapter" / "README.md").read_text()
     begun = runs.config(tmp_path / "begun", "ppo", reward="learned", begin=str(ppo), **INT8)

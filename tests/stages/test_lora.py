@@ -2,7 +2,6 @@
 read what they wrote.
 """
 
-import json
 import re
 import shutil
 
@@ -13,34 +12,28 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rlhf_jax import build
-from rlhf_jax.cli import evaluate as evaluate_command
-from rlhf_jax.cli import generate as generate_command
 from rlhf_jax.models import llama
 from rlhf_jax.models.common import adapters
 from rlhf_jax.pretrained import export
 from rlhf_jax.pretrained.folders import Folder
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.stages import export as export_stage
-from rlhf_jax.stages import reward_model, rlhf, sft
+from rlhf_jax.stages import rlhf, sft
 from rlhf_jax.stages.common import pretrained_models
 from tests.models.families import random_params
 
-from . import runs
+from . import adapter_runs, runs
+from .adapter_runs import PPO, leaves
 
 LORA = {"lora__rank": 3, "lora__alpha": 6.0}
 NEOX = {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
-
-
-def leaves(params) -> list[jax.Array]:
-    return jax.tree.leaves(params)
 
 
 @pytest.fixture(scope="module")
 def ppo(tmp_path_factory):
     """A pipeline of four roles with adapters on a fresh base: SFT, reward model and PPO."""
     directory = tmp_path_factory.mktemp("ppo") / "run"
-    changes = {"algorithm": "ppo", "reward": "learned", "rlhf__evaluate_every": 8}
-    runs.run(directory, **changes, **LORA)
+    runs.run(directory, **PPO, **LORA)
     return directory
 
 
@@ -76,14 +69,8 @@ def test_every_stage_saves_adapters_alone(ppo):
 
 
 def test_all_roles_read_one_base(ppo):
-    workspace, stages, _ = build.of_directory(ppo)
-    policy, _ = rlhf.load(workspace)
-    reward, _ = reward_model.load(workspace)
-    reference = sft.load(workspace)
-    bases = [adapters.split(policy)[1], adapters.split(reference)[1]]
-    bases.append(adapters.split(reward)[1]["backbone"])
-    for other in bases[1:]:
-        assert all(x is y for x, y in zip(leaves(bases[0]), leaves(other), strict=True))
+    _, stages, _ = build.of_directory(ppo)
+    policy, reference = adapter_runs.roles_on_one_base(ppo)
     changed = [
         float(jnp.abs(x - y).max())
         for x, y in zip(leaves(policy.adapter), leaves(reference.adapter), strict=True)
@@ -93,41 +80,15 @@ def test_all_roles_read_one_base(ppo):
 
 
 def test_kl_to_the_reference_begins_at_zero(ppo):
-    lines = [json.loads(line) for line in (ppo / "metrics.jsonl").read_text().splitlines()]
-    evaluated = [x for x in lines if x.get("stage") == "evaluate" and x.get("of", "rlhf") == "rlhf"]
-    first, last = evaluated[0], evaluated[-1]
-    assert first["update"] == 0
-    assert last["update"] > 0
-    assert abs(first["kl"]) < 1e-6 < abs(last["kl"])
+    adapter_runs.kl_begins_at_zero(ppo)
 
 
 def test_a_run_that_lost_its_last_rounds_ends_on_the_same_bits(ppo, tmp_path):
-    again = tmp_path / "again"
-    shutil.copytree(ppo, again)
-    kept = runs.steps(again)
-    for step in kept[len(kept) // 2 :]:
-        shutil.rmtree(again / "checkpoints" / "rlhf" / str(step))
-    changes = {"algorithm": "ppo", "reward": "learned", "rlhf__evaluate_every": 8}
-    runs.run(again, **changes, **LORA)
-    assert runs.steps(again)[-1] == kept[-1]
-    for x, y in zip(runs.state(ppo), runs.state(again), strict=True):
-        np.testing.assert_array_equal(x, y)
+    adapter_runs.goes_on_to_the_same_bits(ppo, tmp_path / "again", **PPO, **LORA)
 
 
 def test_commands_read_the_run(ppo, tmp_path, capsys):
-    assert generate_command.main([str(ppo), "--prompt", "the hotel was", "--max_tokens=4"]) == 0
-    assert evaluate_command.main([f"--directory={ppo}", "--config.evaluate.num_prompts=8"]) == 0
-    workspace, _, _ = build.of_directory(ppo)
-    export_stage.write(workspace, "rlhf", tmp_path / "merged")
-    policy, _ = rlhf.load(workspace)
-    whole = pretrained_models.load_policy(str(tmp_path / "merged"), workspace.model, workspace.mesh)
-    tokens = jnp.array([[5, 7, 9, 11]])
-    mask = jnp.ones(tokens.shape, bool)
-    outputs = [
-        workspace.model.head(p, workspace.model.apply(p, tokens, jnp.arange(4)[None], mask)[0])
-        for p in (policy, whole)
-    ]
-    np.testing.assert_allclose(*outputs, atol=1e-5)
+    workspace = adapter_runs.commands_read(ppo, tmp_path / "merged")
     export_stage.write(workspace, "reward_model", tmp_path / "reward", adapter=True)
     arrays = load_file(str(tmp_path / "reward" / "adapter_model.safetensors"))
     assert "base_model.model.score.weight" in arrays

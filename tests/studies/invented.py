@@ -2,11 +2,14 @@
 more so for some algorithms.
 """
 
+import importlib
 import math
 import random
 from typing import Any
 
+from experiments import results
 from rlhf_jax.clock import Clock
+from rlhf_jax.sweeps import cells
 from rlhf_jax.sweeps.study import Arm
 
 LEARNED = {
@@ -99,3 +102,24 @@ def result(arm: Arm, seed: int, num_updates: int = 64, every: int = 8) -> dict[s
 def ones(completions: list[str]) -> list[float]:
     """A reward that differs among the completions of any policy: the ones in each."""
     return [float(text.count("1")) for text in completions]
+
+
+def lines_of(name: str, every: int = 8) -> list[dict[str, Any]]:
+    """Results of every reported cell of a study, five seeds.
+
+    Args:
+      name: of a study of `experiments.results`.
+      every: updates between evaluations.
+    """
+    study = cells.load(results.STUDIES[name])
+    return [result(arm, seed, every=every) for arm in study.arms for seed in range(5)]
+
+
+def pages_of(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The files of a study's page.
+
+    Args:
+      name: of the study.
+      lines: results of its cells.
+    """
+    return importlib.import_module(f"experiments.studies.{name}.findings").pages(lines)

@@ -4,17 +4,14 @@ import re
 
 import pytest
 
-from experiments import results as pages_of_results
 from experiments.studies.losses import findings
-from rlhf_jax.sweeps import cells
 
 from . import invented
 
 
 @pytest.fixture(scope="module")
 def lines():
-    study = cells.load(pages_of_results.STUDIES["losses"])
-    return [invented.result(arm, seed) for arm in study.arms for seed in range(5)]
+    return invented.lines_of("losses")
 
 
 def rows(text):

@@ -1,15 +1,13 @@
 """The pages on models of three sizes from invented results."""
 
-import importlib
 import re
 
 import pytest
 
-from experiments import results as pages_of_results
 from experiments.studies import model_sizes
-from rlhf_jax.sweeps import cells
 
 from . import invented
+from .invented import pages_of
 
 ROLES = {"policy_size": "policy", "reward_size": "reward"}
 
@@ -34,12 +32,7 @@ def lines(part):
 
 
 def lines_of(part):
-    study = cells.load(pages_of_results.STUDIES[part])
-    return [of_reward_model(invented.result(arm, seed)) for arm in study.arms for seed in range(5)]
-
-
-def pages_of(part, lines):
-    return importlib.import_module(f"experiments.studies.{part}.findings").pages(lines)
+    return [of_reward_model(line) for line in invented.lines_of(part)]
 
 
 def test_groups_have_the_width_of_their_role(part, lines):

@@ -1,26 +1,15 @@
 """The pages on updates per minibatch and on samples per prompt, from invented results."""
 
-import importlib
 import re
 
 import pytest
 
-from experiments import results as pages_of_results
 from experiments.studies import schedule_axis
-from rlhf_jax.sweeps import cells
 
 from . import invented
+from .invented import pages_of
 
 AXES = {"epochs": ("num_epochs", (1, 2, 3)), "samples": ("samples_per_prompt", (2, 4, 8))}
-
-
-def lines_of(part):
-    study = cells.load(pages_of_results.STUDIES[part])
-    return [invented.result(arm, seed, every=4) for arm in study.arms for seed in range(5)]
-
-
-def pages_of(part, lines):
-    return importlib.import_module(f"experiments.studies.{part}.findings").pages(lines)
 
 
 @pytest.fixture(scope="module", params=list(AXES))
@@ -30,7 +19,7 @@ def part(request):
 
 @pytest.fixture(scope="module")
 def lines(part):
-    return lines_of(part)
+    return invented.lines_of(part, every=4)
 
 
 def rows(text, begins):
