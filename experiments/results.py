@@ -25,6 +25,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.bench.page import pages as bench_pages
+from experiments.studies import committed
+from experiments.studies.committed import STUDIES
 from rlhf_jax.cli import command
 from rlhf_jax.cli.run import keep_freed_memory
 from rlhf_jax.refusal import Refusal
@@ -36,46 +38,16 @@ from rlhf_jax.sweeps.provenance import ROOT
 from rlhf_jax.sweeps.study import Cell, setting_from_json
 
 PAGES = ROOT / "docs" / "results"
-NAMES = (
-    "quickstart", "grpovi", "offpolicyness", "keep_or_rebuild", "inflight_age", "staleness", "learning_rate_scale",
-    "corrections", "flat_groups",
-)  # fmt: skip
-PARTS = (
-    "epochs",
-    "samples",
-    "losses",
-    "policy_size",
-    "reward_size",
-)  # of the study of off-policyness, with folders of their own
-STUDIES = {name: f"configs/studies/{name}.py" for name in NAMES} | {
-    name: f"configs/studies/offpolicyness.py:part={name}" for name in PARTS
-}
-"""Name of the module in `experiments/studies/` -> the study's config."""
 TWO_ERRORS = 1.96 * math.sqrt(2)  # a difference of two evaluations that have equal standard errors
 COMPARED = {"gold_mean": "gold_mean_stderr", "win_rate": "win_rate_stderr", "kl": "kl_stderr"}
 
 
 def study_pages(name: str) -> dict[str, str | Figure]:
-    """The pages of a study, from the reported cells of its protocol that have ended; none where not
-    all have.
-
-    A page from a part of the cells would be another study than its protocol says.
-    """
-    from rlhf_jax.sweeps.steps import report_cells
-
-    study = load(str(ROOT / STUDIES[name]))
-    assert study.cells is not None
-    cells = Cells(replace(study, cells=ROOT / study.cells))
-    try:
-        reported = report_cells(study, cells.ended)
-    except AssertionError:  # the cells that settings are chosen by have not all ended
+    """The pages of a study whose cells have all ended; none of another."""
+    lines = committed.results(name)
+    if not lines:
         return {}
-    results = cells.results(reported)
-    if len(results) < len(reported):
-        return {}
-    tuning = [line for line in cell_lines.read(cells.path) if line["purpose"] == "tune"]
-    findings = importlib.import_module(f"experiments.studies.{name}.findings")
-    return findings.pages([*tuning, *results])
+    return importlib.import_module(f"experiments.studies.{name}.findings").pages(lines)
 
 
 def all_pages() -> dict[str, bytes]:

@@ -244,6 +244,7 @@ SLOW = {
         "studies/test_staleness_study.py::test_a_round_is_measured_by_whole_rows": [
             "studies/test_flat_groups_study.py::test_a_cell_records_norms_and_the_share_of_flat_groups",
             "studies/test_staleness_study.py::test_a_cell_records_every_round",
+            "studies/test_staleness_token_tis_study.py::test_a_cell_of_the_corrected_arm_is_measured",
         ],
         "slots/test_round.py::test_windows_and_caps_are_sampled_alike": [
             "slots/test_round.py::test_every_family_is_sampled_alike["

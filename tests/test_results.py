@@ -88,7 +88,8 @@ def test_a_changed_page_and_a_changed_picture_are_noticed(tmp_path):
 def test_no_page_is_written_from_a_part_of_the_cells(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     study = results.load("configs/studies/grpovi.py")
-    monkeypatch.setattr(results, "load", lambda path: replace(study, cells=tmp_path / "none.jsonl"))
+    without = replace(study, cells=tmp_path / "none.jsonl")
+    monkeypatch.setattr(results.committed, "load", lambda path: without)
     assert results.study_pages("grpovi") == {}
     assert results.study_pages("offpolicyness") == {}
 

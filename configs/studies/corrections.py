@@ -22,7 +22,7 @@ from rlhf_jax.sweeps.measures.staleness import Staleness
 from rlhf_jax.sweeps.study import Arm, Study
 
 from . import staleness
-from .staleness import RATE
+from .staleness import ESTIMATOR, RATE
 
 NUM_UPDATES = 64
 PROMPTS, SAMPLES = 16, 4
@@ -30,10 +30,6 @@ CLOCKS: Mapping[str, Mapping[str, int]] = {
     "lag3": {"rlhf.lag": 3},
     "sync4": {"rlhf.sync_every": 4},
     "sync4lag4": {"rlhf.sync_every": 4, "rlhf.lag": 4},
-}
-COMMON: Mapping[str, Any] = {
-    "algorithm.advantage.power": 0.0,  # not divided by the deviation of the group
-    "algorithm.aggregation": "rows",  # summed over the tokens of a row
 }
 CORRECTIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "none": ("reinforce", {}),
@@ -81,7 +77,7 @@ def arm(correction: str, clock: str, reward: str = "gold", rate: float = CHOSEN_
     return Arm(
         f"{correction}-{clock}-{reward}",
         preset,
-        {**COMMON, **overrides, **CLOCKS[clock], RATE: rate},
+        {**ESTIMATOR, **overrides, **CLOCKS[clock], RATE: rate},
         policy=variant,
         reward=variant,
     )

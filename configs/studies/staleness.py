@@ -8,9 +8,12 @@ Result:    docs/results/staleness.md, written from experiments/studies/staleness
 
 REINFORCE without a correction on templated reviews, with gold as the reward, so that no collapse is
 the over-optimisation of a learned reward. `:pilot` is the seed that is never reported, and `:tiny`
-is for tests.
+is for tests. `:token_tis` is a study of its own: the constant lags with truncated importance weights,
+beside these cells (experiments/studies/staleness_token_tis/protocol.md, 200 cells at most), and
+`:token_tis_tiny` is for tests.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,13 @@ RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 EVALUATE_AT = (1, 2, 3, 4, 6, 8, 12, 16, *range(20, NUM_UPDATES, 4))
 SEEDS = (0, 1, 2, 3, 4, 5, 6, 7)  # the last three by the stop rule of the protocol
 PILOT_SEED = 100
+TOKEN_TIS = "token_tis"
+TOKEN_TIS_SEEDS = (0, 1, 2, 3, 4)  # 5 to 7 by the stop rule of its protocol
+ESTIMATOR: Mapping[str, Any] = {
+    "algorithm.advantage.power": 0.0,  # not divided by the deviation of the group
+    "algorithm.aggregation": "rows",  # summed over the tokens of a row
+}
+"""Of `reinforce`: with these a preset that corrects differs from it in a token's weight alone."""
 
 
 def base() -> ConfigDict:
@@ -69,33 +79,55 @@ def shrunk(config: Any) -> ConfigDict:
     return config
 
 
-def arms(algorithm: str) -> tuple[Arm, ...]:
-    """Constant lags, and samplers that are renewed every so many rounds.
+def lags(algorithm: str, overrides: Mapping[str, Any]) -> tuple[Arm, ...]:
+    """The arms of constant lag.
+
+    Args:
+      algorithm: a preset.
+      overrides: of its keys.
+    """
+    return tuple(Arm(f"lag{lag}", algorithm, {**overrides, "rlhf.lag": lag}) for lag in LAGS)
+
+
+def cycles(algorithm: str) -> tuple[Arm, ...]:
+    """The arms of samplers that are renewed every so many rounds.
 
     Args:
       algorithm: a preset.
     """
-    lags = [Arm(f"lag{lag}", algorithm, {"rlhf.lag": lag}) for lag in LAGS]
-    cycles = [
+    return tuple(
         Arm(f"sync{oldest + 1}", algorithm, {"rlhf.sync_every": oldest + 1}) for oldest in CYCLES
-    ]
-    return (*lags, *cycles)
+    )
 
 
 def get_study(argument: str = "") -> Study:
-    """The study; `pilot` and `tiny` are never reported."""
-    if argument not in ("", "pilot", "tiny"):
-        raise Refusal(f"the study's argument is {argument!r}; accepted: pilot, tiny, or none")
-    small, records = argument == "tiny", Path("experiments/studies/staleness")
+    """The study, or that of the corrected arm; `pilot`, `tiny` and `token_tis_tiny` are never
+    reported.
+    """
+    corrected, tiny_of_corrected = TOKEN_TIS, f"{TOKEN_TIS}_tiny"
+    if argument not in ("", "pilot", "tiny", corrected, tiny_of_corrected):
+        raise Refusal(
+            f"the study's argument is {argument!r}; accepted: pilot, tiny, {corrected}, "
+            f"{tiny_of_corrected}, or none"
+        )
+    small, records = argument.endswith("tiny"), Path("experiments/studies/staleness")
+    is_corrected = argument.startswith(corrected)
+    corrected_records = records.with_name(f"staleness_{corrected}")
     return Study(
         directory=Path("runs/studies/staleness" + (f"_{argument}" if argument else "")),
         base=tiny if small else base,
-        arms=arms("reinforce"),
+        arms=lags(TOKEN_TIS, ESTIMATOR)
+        if is_corrected
+        else (*lags("reinforce", {}), *cycles("reinforce")),
         grid={RATE: RATES[:1] if small else RATES},
         open_ended={},
         rungs=(),
         report_updates=3 if small else NUM_UPDATES,
-        report_seeds=SEEDS if not argument else (PILOT_SEED,),
-        cells={"": records / "cells.jsonl", "pilot": records / "pilot.jsonl"}.get(argument),
+        report_seeds={"": SEEDS, corrected: TOKEN_TIS_SEEDS}.get(argument, (PILOT_SEED,)),
+        cells={
+            "": records / "cells.jsonl",
+            "pilot": records / "pilot.jsonl",
+            corrected: corrected_records / "cells.jsonl",
+        }.get(argument),
         measure=Staleness,
     )

@@ -217,17 +217,21 @@ def cells_table(lines: Sequence[Result]) -> str:
     return table((*head, "share of evaluations below", "win-rate at the end"), rows)
 
 
-def largest_rates(lines: Sequence[Result]) -> str:
-    """A row for each clock: the largest learning rate at which at most one run collapsed."""
-    rows = []
+def stable_rates(lines: Sequence[Result]) -> dict[str, str]:
+    """The largest learning rate at which at most one run collapsed, by arm."""
     by_arm: dict[str, dict[float, int]] = {}
     for (arm, rate), some in cells(lines).items():
         by_arm.setdefault(arm, {})[rate] = sum(passage(line).happened for line in some)
+    found = {}
     for arm, collapsed in by_arm.items():
         stable = [rate for rate, count in collapsed.items() if count <= 1]
-        rows.append(
-            [clock_name(arm), f"{max(stable):g}" if stable else f"below {min(collapsed):g}"]
-        )
+        found[arm] = f"{max(stable):g}" if stable else f"below {min(collapsed):g}"
+    return found
+
+
+def largest_rates(lines: Sequence[Result]) -> str:
+    """A row for each clock: the largest learning rate at which at most one run collapsed."""
+    rows = [[clock_name(arm), rate] for arm, rate in stable_rates(lines).items()]
     return table(("sampler", "largest learning rate with at most one collapse"), rows)
 
 

@@ -1,0 +1,1 @@
+"""The study of collapse by staleness with truncated importance weights."""
