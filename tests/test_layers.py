@@ -27,6 +27,7 @@ LAYERS = {
     "rlhf_jax.algorithms": 3,
     "rlhf_jax.rewards": 4,
     "rlhf_jax.micro_batches": 4,
+    "rlhf_jax.prompt_buckets": 4,
     "rlhf_jax.sampling": 4,
     "rlhf_jax.slots": 4,
     "rlhf_jax.scoring": 4,

@@ -76,7 +76,7 @@ _OF_CLASS: dict[Class, str] = {
     # twice or in a scan; other kernels.
     Class.ROUNDING: """
         mesh.data mesh.fsdp mesh.tensor mesh.fsdp_hosts plan model.remat model.remat_policy model.attention model.scan_layers
-        pretrained.gold_rows_per_batch evaluate.prompts_per_batch
+        pretrained.gold_rows_per_batch evaluate.prompts_per_batch lengths.prompt_buckets
         sft.num_micro_batches reward_model.num_micro_batches rlhf.num_micro_batches rlhf.num_compactions
         dpo.num_micro_batches
         rlhf.sampler_slices rlhf.sampler_slice_devices rlhf.prompt_values.prompts_per_batch

@@ -19,6 +19,7 @@ from rlhf_jax.micro_batches import map_micro_batches
 from rlhf_jax.ops.once import bound
 from rlhf_jax.ops.policy_gradient.learning_rate_scale import scale_of, with_row_share
 from rlhf_jax.ops.scalars import Scalars
+from rlhf_jax.prompt_buckets import by_length, in_buckets
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.runtime.spec import ProgramSpec
 from rlhf_jax.types import Array, Batch, Metrics, Params, Samples, TrainState
@@ -59,10 +60,14 @@ def score(spec: ProgramSpec, call: Call) -> CompiledCall[Array]:
     Raises Refusal where the run has no model of the call's role.
     """
     mesh, group = spec.resolved_plan.mesh(call.name), spec.sampling.samples_per_prompt
+    num_micro_batches = spec.resolved_plan.micro_batches(call.name)
     function = bound(SCORES[call.name].function, model=spec.model_of(call))
-    micro_batched = map_micro_batches(
-        function, spec.resolved_plan.micro_batches(call.name), group, group
-    )
+    if spec.prompt_buckets > 1:
+        function = in_buckets(function, spec.prompt_buckets)
+    micro_batched = map_micro_batches(function, num_micro_batches, group, group)
+    if spec.prompt_buckets > 1:
+        row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        micro_batched = by_length(micro_batched, num_micro_batches, group, row_shards)
     run = distributed.compiled(
         sharding.keeping_rows(micro_batched, mesh),
         name=call.name,

@@ -131,6 +131,8 @@ class ProgramSpec:
     lora: adapters.Config = field(default_factory=adapters.Config)
     # κ: `prompts` gives κP prompts of a round, of which P are kept; see `rlhf_jax/clock/live.py`
     oversample: int = 1
+    # Widths in which prompts are scored; see `rlhf_jax/prompt_buckets.py`.
+    prompt_buckets: int = 1
     # Of the policy's updates.
     learning_rate_scale: LearningRateScale = field(default_factory=LearningRateScale)
     # The policy's state keeps the last gradient, and an update has the metric `gradient_cosine`.

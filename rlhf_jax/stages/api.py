@@ -47,6 +47,9 @@ class Lengths:
     max_completion_tokens: Annotated[int, Bounds(least=2, most=LONGEST)] = (
         24  # the EOS is one of them
     )
+    # widths in which prompts are scored and evaluated: multiples of max_prompt_tokens / prompt_buckets;
+    # each is compiled, and rows of similar lengths are computed together
+    prompt_buckets: Annotated[int, Bounds(least=1, most=16)] = 1
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,7 @@ def make_spec(
         learning_rate_scale=config.learning_rate_scale,
         gradient_cosine=config.gradient_cosine,
         oversample=config.oversample,
+        prompt_buckets=workspace.lengths.prompt_buckets,
         reference_scores=stored.shape(config),  # `make_program` reads the scores
         texts=lambda samples: list(
             zip(stream.texts_of(samples), workspace.completions(samples), strict=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,6 +68,31 @@ def test_no_prompt_is_evaluated_twice(workspace, judged_by_prompt):
     )  # every sample ties with the references of its own prompt, one or two
     values = np.array([float(prompt[1:]) for prompt in judged.prompts[::2]])
     np.testing.assert_allclose(figures["gold_mean_stderr"], values.std(ddof=1) / np.sqrt(there))
+
+
+def test_buckets_of_prompts_change_no_figure(workspace, judged_by_prompt):
+    """Batches of similar lengths in narrow widths: rows return in the order of the prompts, with the
+    same tokens.
+    """
+    config = Config(samples_per_prompt=2, prompts_per_batch=2)
+    params = tiny.make_params(workspace.model)
+    other = jax.tree.map(lambda x: 1.1 * x, params)  # so that there is a divergence
+    found = []
+    for buckets in (1, 4):
+        lengths = dataclasses.replace(workspace.lengths, prompt_buckets=buckets)
+        evaluator = Evaluator(dataclasses.replace(workspace, lengths=lengths), config, params)
+        drawn = evaluator.draw(other, evaluator._sample, 13)
+        found.append((evaluator.judge(drawn), evaluator.evaluate(other, 1024), drawn))
+    (judged, (figures, _), whole), (bucketed, (figures_again, _), narrow) = found
+    assert {batch.samples.prompt_tokens_BQ.shape[1] for batch in whole} == {8}
+    assert {batch.samples.prompt_tokens_BQ.shape[1] for batch in narrow} == {2, 4}  # "p7", "p12"
+    assert bucketed.prompts == judged.prompts
+    assert len({len(prompt) for prompt in judged.prompts}) > 1
+    assert bucketed.completions == judged.completions
+    np.testing.assert_array_equal(bucketed.gold_B, judged.gold_B)
+    np.testing.assert_allclose(bucketed.kl_B, judged.kl_B, atol=1e-5)
+    assert judged.kl_B.min() > 1e-3
+    assert figures_again == pytest.approx(figures, abs=1e-5)
 
 
 @pytest.mark.parametrize("samples_per_prompt", [1, 4])

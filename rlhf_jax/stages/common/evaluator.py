@@ -2,7 +2,7 @@
 diversity.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import sampling
+from rlhf_jax import prompt_buckets, sampling
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.head import split_head
@@ -204,11 +204,25 @@ class Evaluator:
         serves all, and a mesh divides it. The size is `prompts_per_batch`, or the fewest prompts
         that the mesh divides where there are not as many.
         """
-        shards = self.workspace.mesh.shape["data"] * self.workspace.mesh.shape["fsdp"]
-        most = max(self.config.num_prompts, num_prompts)
-        size = -(-min(prompts_per_batch, most) // shards) * shards
+        size = self._batch_size(num_prompts, prompts_per_batch)
         for start in range(0, num_prompts, size):
             yield self.stream.prompts(start, size), min(size, num_prompts - start)
+
+    def _batch_size(self, num_prompts: int, prompts_per_batch: int) -> int:
+        shards = self.workspace.mesh.shape["data"] * self.workspace.mesh.shape["fsdp"]
+        most = max(self.config.num_prompts, num_prompts)
+        return -(-min(prompts_per_batch, most) // shards) * shards
+
+    def _by_length(self, num_prompts: int) -> Iterable[tuple[Prompts, int]]:
+        """The batches of an evaluation. With several buckets of prompts' lengths a batch has prompts
+        of similar lengths, in the width of its bucket; `judge` puts them in their order again.
+        """
+        lengths, most = self.workspace.lengths, self.config.prompts_per_batch
+        if lengths.prompt_buckets == 1:
+            return self.batches(num_prompts, most)
+        width_of_bucket = prompt_buckets.widths(lengths.max_prompt_tokens, lengths.prompt_buckets)
+        prompts, size = self.stream.prompts(0, num_prompts), self._batch_size(num_prompts, most)
+        return prompt_buckets.sorted_batches(prompts, size, width_of_bucket)
 
     def draw(
         self,
@@ -226,7 +240,7 @@ class Evaluator:
           reward: scores the samples; None: they have no reward.
         """
         drawn, params = [], self.workspace.held(params)  # one program for every policy
-        for prompts, count in self.batches(num_prompts, self.config.prompts_per_batch):
+        for prompts, count in self._by_length(num_prompts):
             samples = sample(params, prompts)
             divergence = self._divergence(params, self.reference_params, samples)
             raw_reward = None if reward is None else reward.raw(samples)
@@ -242,6 +256,7 @@ class Evaluator:
             samples, (kl, entropy, nll) = batch.samples, batch.divergence
             rows = batch.num_prompts * samples.samples_per_prompt
             values = {
+                "ordinal": samples.ordinal_B,
                 "finished": samples.finished_B,
                 "length": samples.mask_BC.sum(-1),
                 "kl": kl,
@@ -256,6 +271,9 @@ class Evaluator:
             prompts += self.stream.texts_of(samples)[:rows]
             completions += self.workspace.completions(samples)[:rows]
         joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+        order_B = np.argsort(joined["ordinal"], kind="stable")  # of the prompts' stream
+        joined = {name: column[order_B] for name, column in joined.items()}
+        prompts, completions = ([texts[i] for i in order_B] for texts in (prompts, completions))
         return Judged(
             prompts=prompts,
             completions=completions,
