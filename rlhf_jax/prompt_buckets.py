@@ -140,9 +140,7 @@ def _taken(rows: Result, index_SP: Array, group: int) -> Result:
     return jax.tree.map(take, rows)
 
 
-def sorted_batches(
-    prompts: Prompts, size: int, width_of_bucket: Sequence[int]
-) -> list[tuple[Prompts, int]]:
+def sorted_batches(prompts: Prompts, size: int, num_buckets: int) -> list[tuple[Prompts, int]]:
     """Batches of prompts of similar lengths, each in the width of its bucket, and how many prompts of
     each count.
 
@@ -151,8 +149,9 @@ def sorted_batches(
     Args:
       prompts: host arrays.
       size: prompts of a batch.
-      width_of_bucket: as `widths` gives them.
+      num_buckets: of `widths`.
     """
+    width_of_bucket = widths(prompts.mask_PQ.shape[1], num_buckets)
     length_P = np.asarray(prompts.mask_PQ).sum(axis=1)
     order_P = np.argsort(length_P, kind="stable")
     found = []

@@ -19,7 +19,8 @@ from rlhf_jax.runtime.program import Reward
 from rlhf_jax.stages import rlhf, sft
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common.evaluation_metrics import Figures, win_rates
-from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
+from rlhf_jax.stages.common.evaluator import Evaluator
+from rlhf_jax.stages.common.reward_unit import learned_scores
 from rlhf_jax.stages.comparisons import sampler
 from rlhf_jax.stages.settings.stages import Stages
 from rlhf_jax.types import Algorithm, Params

@@ -28,8 +28,9 @@ from rlhf_jax.stages import reward_model, sft
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.checks import signal
 from rlhf_jax.stages.common import kept_answers, resuming
-from rlhf_jax.stages.common.evaluator import Evaluator, learned_scores
+from rlhf_jax.stages.common.evaluator import Evaluator
 from rlhf_jax.stages.common.recorder import Recorder
+from rlhf_jax.stages.common.reward_unit import learned_scores
 from rlhf_jax.stages.inflight import loops
 from rlhf_jax.stages.lora import base
 from rlhf_jax.stages.prompt_scores import stored
@@ -60,8 +61,7 @@ def make_program(
     Raises as `stored.with_scores`.
     """
     spec = make_spec(workspace, config, algorithm, reward, reference_params, plan)
-    spec = stored.with_scores(spec, workspace, config)
-    return loops.make_program(config, spec, reference_params)
+    return loops.make_program(config, stored.with_scores(spec, workspace, config), reference_params)
 
 
 def make_spec(
@@ -301,13 +301,12 @@ def run(
             progress(algorithm.name, total=clock.num_updates, start=version) as bar,
             stopping.asked_to_stop() as asked,
         ):
+            scores = learned_scores(reward)
             recorder = Recorder(
                 workspace=workspace,
                 config=config,
                 program=program,
-                evaluator=Evaluator(
-                    workspace, stages.evaluate, reference_params, learned_scores(reward)
-                ),
+                evaluator=Evaluator(workspace, stages.evaluate, reference_params, scores),
                 files=files,
                 bar=bar,
                 began=began,

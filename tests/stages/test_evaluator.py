@@ -12,7 +12,8 @@ import tiny
 from rlhf_jax import registry, sampling
 from rlhf_jax.stages import comparisons, evaluate
 from rlhf_jax.stages.api import Lengths, Workspace
-from rlhf_jax.stages.common.evaluator import Config, Evaluator, LearnedScores
+from rlhf_jax.stages.common.evaluator import Config, Evaluator
+from rlhf_jax.stages.common.reward_unit import LearnedScores
 from rlhf_jax.text import tokenizers
 
 NUM_PROMPTS = 40

@@ -13,8 +13,9 @@ from rlhf_jax.devices.transfer import per_host
 from rlhf_jax.stages import reward_model
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common import generate
-from rlhf_jax.stages.common.evaluator import Evaluator, LearnedScores
+from rlhf_jax.stages.common.evaluator import Evaluator
 from rlhf_jax.stages.common.generate import Request
+from rlhf_jax.stages.common.reward_unit import LearnedScores
 from tests.stages import runs
 
 WIDTH = 24  # of no other test, so that arrays of the model are known by their shapes

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import prompt_buckets, sampling
+from rlhf_jax import sampling
 from rlhf_jax.devices import distributed, sharding
 from rlhf_jax.models.api import Model
 from rlhf_jax.models.common.head import split_head
@@ -18,9 +18,9 @@ from rlhf_jax.models.common.layout import current
 from rlhf_jax.ops.divergences import full_kl
 from rlhf_jax.ops.once import bound
 from rlhf_jax.ops.row_shards import scan_chunks
+from rlhf_jax.prompt_buckets import sorted_batches
 from rlhf_jax.records.samples import Sample
 from rlhf_jax.refusal import Refusal
-from rlhf_jax.runtime.spec import Reward
 from rlhf_jax.scoring import MAX_LOGITS, completion_hidden
 from rlhf_jax.stages.api import Workspace
 from rlhf_jax.stages.common.evaluation_metrics import (
@@ -32,6 +32,7 @@ from rlhf_jax.stages.common.evaluation_metrics import (
     sampled_figures,
     win_rates,
 )
+from rlhf_jax.stages.common.reward_unit import LearnedScores
 from rlhf_jax.stages.comparisons import sampler
 from rlhf_jax.stages.settings.stages import EvaluateConfig as Config
 from rlhf_jax.types import Array, Params, Prompts, Samples
@@ -141,24 +142,6 @@ def _divergences(
     return layout.shards.run(local, (head.whole(layout), reference.whole(layout)), inputs)
 
 
-class LearnedScores:
-    """Standardised scores of a reward model: `(raw - mean) / std`, in float64 on the host."""
-
-    def __init__(
-        self, model: Callable[[Params, Samples], Array], params: Params, mean: float, std: float
-    ):
-        self._compiled, self._params = distributed.compiled(model), params
-        self._mean, self._std = mean, std
-
-    def raw(self, samples: Samples) -> Array:
-        """Raw scores `[B]` on the device; the call does not wait for them."""
-        return self._compiled(self._params, samples)
-
-    def standardised(self, raw_B: Array) -> np.ndarray:
-        """Standardised scores `[B]` of raw ones, once they are there."""
-        return (np.asarray(distributed.fetch(raw_B), np.float64) - self._mean) / self._std
-
-
 @dataclass(frozen=True)
 class Drawn:
     """One batch of samples, and what the devices compute of them while the host goes on."""
@@ -220,9 +203,8 @@ class Evaluator:
         lengths, most = self.workspace.lengths, self.config.prompts_per_batch
         if lengths.prompt_buckets == 1:
             return self.batches(num_prompts, most)
-        width_of_bucket = prompt_buckets.widths(lengths.max_prompt_tokens, lengths.prompt_buckets)
         prompts, size = self.stream.prompts(0, num_prompts), self._batch_size(num_prompts, most)
-        return prompt_buckets.sorted_batches(prompts, size, width_of_bucket)
+        return sorted_batches(prompts, size, lengths.prompt_buckets)
 
     def draw(
         self,
@@ -256,13 +238,13 @@ class Evaluator:
             samples, (kl, entropy, nll) = batch.samples, batch.divergence
             rows = batch.num_prompts * samples.samples_per_prompt
             values = {
-                "ordinal": samples.ordinal_B,
                 "finished": samples.finished_B,
                 "length": samples.mask_BC.sum(-1),
                 "kl": kl,
                 "entropy": entropy,
             }
-            values |= {"nll": nll, "prompt_length": samples.prompt_mask_BQ.sum(-1)}
+            lengths_B = samples.prompt_mask_BQ.sum(-1)
+            values |= {"nll": nll, "prompt_length": lengths_B, "ordinal": samples.ordinal_B}
             for name, value in distributed.fetch(distributed.settled(values)).items():
                 columns.setdefault(name, []).append(np.asarray(value)[:rows])
             if self.reward is not None and batch.raw_reward is not None:
@@ -346,14 +328,6 @@ class Evaluator:
             figures |= {GREEDY_NAMES[name]: value for name, value in greedy_rates.items()}
             figures["gold_mean_greedy"] = float(greedy.gold_B.mean())
         return figures, judged
-
-
-def learned_scores(reward: Reward) -> LearnedScores | None:
-    """Scores of a run's reward model; None where no model gives the reward."""
-    if reward.model is None:
-        return None
-    assert reward.params is not None
-    return LearnedScores(reward.model, reward.params, reward.mean, reward.std)
 
 
 def kept(judged: Judged, config: Config) -> list[Sample]:

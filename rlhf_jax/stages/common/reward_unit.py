@@ -1,8 +1,11 @@
 """The unit of a learned reward: mean and deviation of its raw score over samples of the SFT policy."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from rlhf_jax import sampling
 from rlhf_jax.devices import distributed
@@ -10,9 +13,10 @@ from rlhf_jax.records.checkpoints import Checkpoints
 from rlhf_jax.refusal import MissingInput, Refusal
 from rlhf_jax.rewards import learned
 from rlhf_jax.rewards.common import host_rewards
+from rlhf_jax.runtime.spec import Reward
 from rlhf_jax.stages import comparisons as comparisons_stage
 from rlhf_jax.stages.api import Workspace
-from rlhf_jax.types import Params
+from rlhf_jax.types import Array, Params, Samples
 
 STAGE = "reward_model"
 
@@ -96,3 +100,29 @@ def read_standard(workspace: Workspace) -> Standard:
             f"{path} is damaged ({error}); remove it to measure the reward model's unit again "
             f"(--config.job={STAGE})"
         ) from None
+
+
+class LearnedScores:
+    """Standardised scores of a reward model: `(raw - mean) / std`, in float64 on the host."""
+
+    def __init__(
+        self, model: Callable[[Params, Samples], Array], params: Params, mean: float, std: float
+    ):
+        self._compiled, self._params = distributed.compiled(model), params
+        self._mean, self._std = mean, std
+
+    def raw(self, samples: Samples) -> Array:
+        """Raw scores `[B]` on the device; the call does not wait for them."""
+        return self._compiled(self._params, samples)
+
+    def standardised(self, raw_B: Array) -> np.ndarray:
+        """Standardised scores `[B]` of raw ones, once they are there."""
+        return (np.asarray(distributed.fetch(raw_B), np.float64) - self._mean) / self._std
+
+
+def learned_scores(reward: Reward) -> LearnedScores | None:
+    """Scores of a run's reward model; None where no model gives the reward."""
+    if reward.model is None:
+        return None
+    assert reward.params is not None
+    return LearnedScores(reward.model, reward.params, reward.mean, reward.std)
