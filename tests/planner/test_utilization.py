@@ -9,13 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from rlhf_jax.dataflow import Call
 from rlhf_jax.models import gpt_neox
+from rlhf_jax.models.common import adapters
 from rlhf_jax.planner.costs import hardware, utilization
 from rlhf_jax.planner.costs.shapes import model_shape
 from rlhf_jax.planner.costs.utilization import RunUtilization
 from rlhf_jax.records.rates import Work
+from tests.runtime import rounds
 
 WIDTH, FFN, LAYERS, VOCAB = 8, 12, 2, 11
 PROMPT_B, COMPLETION_B = np.array([3, 3, 5, 5]), np.array([2, 7, 1, 4])
@@ -95,6 +98,74 @@ def test_rows_of_prompts_that_are_not_shared_run_their_prompts_too(run: RunUtili
     more = 2 * LAYERS * LAYER * 8 + 4 * LAYERS * WIDTH * (6 + 15)
     assert apart.train_flops(PROMPT_B, COMPLETION_B, 1.0) == 4 * (FORWARD + more)
     assert apart.generate_flops(PROMPT_B, COMPLETION_B) == FORWARD
+
+
+RANK = 2
+
+
+def adapter_params(width: int, ffn: int) -> int:
+    """Of a layer: both matrices of query-key-value in one, of the output, and of two products."""
+    return RANK * ((width + 3 * width) + 2 * width + 2 * (width + ffn))
+
+
+def test_the_base_of_adapters_has_no_gradient(run: RunUtilization):
+    """An update multiplies by the base once forward and once backward, and by adapters three times;
+    attention has its backward pass of two.
+    """
+    model = gpt_neox.make(
+        gpt_neox.Config(
+            vocab_size=VOCAB,
+            width=WIDTH,
+            ffn_width=FFN,
+            num_layers=LAYERS,
+            num_heads=2,
+            rotary_fraction=0.5,
+        )
+    )
+    adapted = model_shape(model, lora=adapters.Config(rank=RANK))
+    shapes = dict.fromkeys(("policy", "reference"), adapted)
+    lora = dataclasses.replace(run, shapes=shapes)
+    extra = 2 * LAYERS * adapter_params(WIDTH, FFN) * TOKENS
+    assert lora.generate_flops(PROMPT_B, COMPLETION_B) == FORWARD + extra
+    attention = 4 * LAYERS * WIDTH * PAIRS
+    update = 2 * (FORWARD - attention) + 3 * (attention + extra)
+    assert lora.train_flops(PROMPT_B, COMPLETION_B, 1.0) == FORWARD + extra + update
+
+
+@pytest.mark.parametrize(("base_dtype", "kernel_bytes"), [("", 4), ("int8", 1)])
+def test_decoding_with_adapters_reads_the_base_as_it_is_held(base_dtype, kernel_bytes):
+    """Publishing a version copies its adapter alone: `publish_dtype` says nothing of the base."""
+    spec = rounds.make_spec(tiny.make_mesh((1, 1, 1)))
+    lora = adapters.Config(rank=RANK, base_dtype=base_dtype)
+    spec = dataclasses.replace(spec, lora=lora, publish_dtype="bfloat16")
+    shape = model_shape(spec.model, lora=lora)
+    config = spec.model.config
+    width, ffn = config.width, config.ffn_width
+    kernels = config.num_layers * (4 * width**2 + 2 * width * ffn)
+    adapter = config.num_layers * adapter_params(width, ffn)
+    scales = (
+        config.num_layers * (5 * width + ffn) if base_dtype else 0
+    )  # one for each output column
+    read = utilization._decoding_bytes(spec, shape, 1, 1)
+    expected = kernels * kernel_bytes + 4 * width * config.vocab_size + 4 * adapter
+    assert expected <= read <= expected + 4 * scales
+    plain = utilization._decoding_bytes(
+        dataclasses.replace(spec, lora=adapters.Config()), model_shape(spec.model), 1, 1
+    )
+    assert plain == 2 * (kernels + width * config.vocab_size)
+
+
+def test_a_published_reward_model_has_no_adapter():
+    spec = dataclasses.replace(
+        rounds.make_spec(tiny.make_mesh((1, 1, 1))), lora=adapters.Config(rank=RANK)
+    )
+    assert utilization._adapters_of(spec, "reward") == adapters.Config()
+    assert utilization._adapters_of(spec, "policy").rank == RANK
+    base: Any = {"layer_0": {}}
+    own = dataclasses.replace(
+        spec.reward, params={"backbone": adapters.Adapted(base, {}, 1.0), "value_head": {}}
+    )
+    assert utilization._adapters_of(dataclasses.replace(spec, reward=own), "reward").rank == RANK
 
 
 @pytest.mark.parametrize("kind", ["cpu", "a device of tomorrow"])

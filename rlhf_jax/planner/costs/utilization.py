@@ -3,11 +3,13 @@
 MFU is the model's FLOPs / (seconds × devices × peak) (Chowdhery et al. 2022, arXiv 2204.02311,
 appendix B): padding, recomputation, and what a program does beside the model are no model FLOPs. A
 token costs 2 FLOPs per param of the layers' products and of the map to logits, and attention 4 per
-head, width and pair of a token with an earlier one. A backward pass is two forward passes. Of the
-training side all calls count that run there: scores and updates.
+head, width and pair of a token with an earlier one. A backward pass is two forward passes; the base
+of an adapter is frozen, and its products have one each in the backward pass. Of the training side
+all calls count that run there: scores and updates.
 
-Decoding reads the params of the products once per step, and the cache that is written so far. The
-share is of the data sheet's bandwidth; a step ends with the longest completion.
+Decoding reads the params of the products once per step, and the cache that is written so far; with
+adapters the base in the dtype that it is held in, and the adapters. The share is of the data sheet's
+bandwidth; a step ends with the longest completion.
 
 The table of `hardware.py` has the peaks. A device that it lacks, and a CPU, have no figures.
 """
@@ -18,8 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_jax.dataflow import Call
+from rlhf_jax.models.common import adapters
 from rlhf_jax.planner.costs import hardware
 from rlhf_jax.planner.costs.hardware import Hardware
+from rlhf_jax.planner.costs.memory import ADAPTER_BYTES
 from rlhf_jax.planner.costs.shapes import Shape, model_shape
 from rlhf_jax.records.rates import Work
 from rlhf_jax.refusal import Refusal
@@ -116,7 +120,7 @@ class RunUtilization:
                 continue
             prompts = self.num_epochs * (tokens - completion_B.sum())
             after = trained_share * completion_B.sum()
-            total += 3 * forward_flops(
+            total += update_flops(
                 shape, prompts + after, trained_share * pairs, trained_share * logits
             )
         return total
@@ -157,10 +161,22 @@ def forward_flops(shape: Shape, tokens: float, pairs: float, logits: float) -> f
       pairs: of tokens that attend to one another, of one head of one layer.
       logits: tokens whose logits are made.
     """
+    return sum(_forward(shape, tokens, pairs, logits))
+
+
+def update_flops(shape: Shape, tokens: float, pairs: float, logits: float) -> float:
+    """FLOPs of a forward and a backward pass; the arguments are those of `forward_flops`."""
+    params, rest = _forward(shape, tokens, pairs, logits)
+    return (2 if shape.adapter else 3) * params + 3 * rest
+
+
+def _forward(shape: Shape, tokens: float, pairs: float, logits: float) -> tuple[float, float]:
+    """FLOPs of a forward pass in the products of `shape.leaves`, and in attention and adapters."""
     whole = shape.split(1, 1)
     attention = 4 * shape.num_layers * shape.num_heads * shape.head_width * pairs
     head = 0.0 if shape.values else 2 * whole.head_products * logits
-    return 2 * whole.layer_products * tokens + attention + head
+    adapter = sum(leaf.elements for leaf in shape.adapter if leaf.place == "layer")
+    return 2 * whole.layer_products * tokens + head, attention + 2 * adapter * tokens
 
 
 def of_spec(spec: ProgramSpec, num_epochs: int) -> RunUtilization | None:
@@ -179,13 +195,13 @@ def of_spec(spec: ProgramSpec, num_epochs: int) -> RunUtilization | None:
     if device.shared_throughput:  # virtual devices, whose figures are not of this processor
         return None
     shapes = {
-        role: model_shape(network) for role, network in spec.networks.items() if network is not None
+        role: model_shape(network, lora=_adapters_of(spec, role))
+        for role, network in spec.networks.items()
+        if network is not None
     }
     placement = plan.placement(generate.name)
     known = not spec.sampler_slices and placement.num_micro_batches == 1
     _, fsdp, tensor = placement.mesh_shape
-    split = shapes["policy"].split(fsdp, tensor)
-    copy_bytes = np.dtype(spec.publish_dtype).itemsize
     return RunUtilization(
         device=device,
         calls=spec.calls,
@@ -195,7 +211,20 @@ def of_spec(spec: ProgramSpec, num_epochs: int) -> RunUtilization | None:
         num_epochs=num_epochs,
         generate_devices=len({d for mesh in meshes for d in mesh.devices.flat}),
         train_devices=len({d for call in others for d in plan.mesh(call.name).devices.flat}),
-        decoding_bytes=(split.layer_products + split.head_products) * copy_bytes / fsdp
-        if known
-        else None,
+        decoding_bytes=_decoding_bytes(spec, shapes["policy"], fsdp, tensor) if known else None,
     )
+
+
+def _adapters_of(spec: ProgramSpec, role: str) -> adapters.Config:
+    """The adapters of a role's params; a published reward model has none."""
+    published = spec.reward.params is None or adapters.split(spec.reward.params)[1] is None
+    return adapters.Config() if role == "reward" and published else spec.lora
+
+
+def _decoding_bytes(spec: ProgramSpec, policy: Shape, fsdp: int, tensor: int) -> float:
+    """Bytes of params that a device of a mesh reads per step of decoding."""
+    split = policy.split(fsdp, tensor)
+    adapted = bool(policy.adapter)
+    copy_bytes = policy.copy_bytes if adapted else np.dtype(spec.publish_dtype).itemsize
+    base = (split.layer_kernels + split.head_products) * copy_bytes / fsdp
+    return base + ADAPTER_BYTES * policy.adapter_elements(fsdp, tensor)
