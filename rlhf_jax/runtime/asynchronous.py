@@ -159,10 +159,12 @@ def sample_rounds(
                 call = activity.during(f"generate of round {round_index}", "call")
                 with monitor.timeline.span("sampler", "generate", round_index), call:
                     samples = jax.block_until_ready(program.generate(params, round_index, version))
-                buffer.put(round_index, samples)
+                # Dropped before the trainer has the round: an update finds its memory free.
+                del params
                 buffer.forget_before(
                     min((clock.version(r) for r in issued[index + 1 :]), default=version + 1)
                 )
+                buffer.put(round_index, samples)
             buffer.end_of_rounds()
     except Stopped:
         return

@@ -4,6 +4,7 @@ stalls or stops.
 
 import threading
 import time
+import weakref
 import zlib
 
 import jax
@@ -201,6 +202,45 @@ def test_a_wait_ends_when_the_other_side_has_ended():
     threading.Timer(0.05, buffer.stop).start()
     with pytest.raises(Stopped, match="waiting for round 3"):
         buffer.take(3)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_an_update_finds_as_many_versions_as_the_lag(lag, monkeypatch):
+    """The version that sampled a round is dropped before the trainer has the round. A slow sampler that
+    is slow to drop it, too, shows it.
+    """
+    forget, published, alive = Buffer.forget_before, [], []
+
+    def slowly(self, version):
+        time.sleep(0.3)
+        forget(self, version)
+
+    def watched(program):
+        publish, update, generate = program.publish, program.update, program.generate
+
+        def publish_watched(states):
+            params = publish(states)
+            published.append(weakref.ref(jax.tree.leaves(params)[0]))
+            return params
+
+        def update_watched(states, batch):
+            alive.append(sum(version() is not None for version in published))
+            return update(states, batch)
+
+        def generate_slowly(*arguments):
+            time.sleep(0.2)
+            return generate(*arguments)
+
+        program.publish, program.update = publish_watched, update_watched
+        program.generate = generate_slowly
+        return program
+
+    collect(asynchronous, Clock(NUM_ROUNDS, lag=lag))  # compiles
+    monkeypatch.setattr(Buffer, "forget_before", slowly)
+    collect(asynchronous, Clock(NUM_ROUNDS, lag=lag), watched)
+    assert len(published) == NUM_ROUNDS - lag  # those that sample a round
+    assert len(alive) == NUM_ROUNDS
+    assert max(alive) <= lag
 
 
 def test_versions_and_rounds_are_let_go():
