@@ -135,6 +135,7 @@ def run(
                     program.generate(sampler_params, issued, version)
                 )
             yield Sampled(issued, pending[issued])
+        del sampler_params  # an update finds its memory free
         samples, selection = trained_on(program, round_index, pending, monitor)
         states, stopped = yield from train_round(
             program, states, round_index, samples, monitor, selection
