@@ -204,18 +204,12 @@ def test_a_wait_ends_when_the_other_side_has_ended():
         buffer.take(3)
 
 
-@pytest.mark.parametrize("lag", [0, 1, 2])
-def test_an_update_finds_as_many_versions_as_the_lag(lag, monkeypatch):
-    """The version that sampled a round is dropped before the trainer has the round. A slow sampler that
-    is slow to drop it, too, shows it.
+def watching(published: list, alive: list):
+    """A program that keeps weak references to its published versions, and notes at every update how many
+    are alive. Its sampler is slow.
     """
-    forget, published, alive = Buffer.forget_before, [], []
 
-    def slowly(self, version):
-        time.sleep(0.3)
-        forget(self, version)
-
-    def watched(program):
+    def change(program):
         publish, update, generate = program.publish, program.update, program.generate
 
         def publish_watched(states):
@@ -235,12 +229,34 @@ def test_an_update_finds_as_many_versions_as_the_lag(lag, monkeypatch):
         program.generate = generate_slowly
         return program
 
+    return change
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_an_update_finds_as_many_versions_as_the_lag(lag, monkeypatch):
+    """The version that sampled a round is dropped before the trainer has the round. A slow sampler that
+    is slow to drop it, too, shows it.
+    """
+    forget, published, alive = Buffer.forget_before, [], []
+
+    def slowly(self, version):
+        time.sleep(0.3)
+        forget(self, version)
+
     collect(asynchronous, Clock(NUM_ROUNDS, lag=lag))  # compiles
     monkeypatch.setattr(Buffer, "forget_before", slowly)
-    collect(asynchronous, Clock(NUM_ROUNDS, lag=lag), watched)
+    collect(asynchronous, Clock(NUM_ROUNDS, lag=lag), watching(published, alive))
     assert len(published) == NUM_ROUNDS - lag  # those that sample a round
     assert len(alive) == NUM_ROUNDS
     assert max(alive) <= lag
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+def test_an_update_of_the_synchronous_loop_finds_no_version(lag):
+    published, alive = [], []
+    collect(synchronous, Clock(NUM_ROUNDS, lag=lag), watching(published, alive))
+    assert len(published) == len(alive) == NUM_ROUNDS
+    assert max(alive) == 0
 
 
 def test_versions_and_rounds_are_let_go():
