@@ -225,6 +225,9 @@ SLOW = {
         "test_every_family_computes_the_same_bits_from_held_params[llama]": [
             "stages/test_held.py::test_frozen_models_of_every_stage_are_held_in_bfloat16"
         ],
+        "test_bench_matrix.py::test_the_page_is_written_from_the_committed_files": [
+            "test_bench_slices.py::test_the_page_is_written_from_the_committed_files",
+        ],
         "models/test_remat.py::test_an_update_keeps_less[eight layers in a scan]": [
             "models/test_remat.py::test_an_update_keeps_less[four layers]"
         ],

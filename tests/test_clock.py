@@ -121,6 +121,27 @@ def test_live_versions(clock, asynchronous, expected):
 
 
 @pytest.mark.parametrize(
+    ("clock", "asynchronous", "expected"),
+    [
+        (Clock(9, lag=0), True, 0),
+        (Clock(9, lag=1), True, 1),
+        (Clock(9, lag=3), True, 3),
+        (Clock(2, lag=3), True, 2),
+        (Clock(9, lag=3), False, 0),
+        (Clock(8, lag=1, sync_every=4), True, 1),
+        (Clock(8, lag=4, sync_every=4), True, 2),
+        (Clock(8, lag=0, sync_every=4), True, 1),  # it samples the next rounds too
+        (Clock(8, lag=0, sync_every=4), False, 0),
+        # not known: the sampler may still draw with an older version than the clock's least one
+        (Clock(9, lag=2, bounded=True), True, 3),
+        (Clock(4, 2, version_schedule=(0, 0, 0, 6)), True, 3),
+    ],
+)
+def test_versions_in_training(clock, asynchronous, expected):
+    assert clock.versions_in_training(asynchronous) == expected
+
+
+@pytest.mark.parametrize(
     ("clock", "expected"),
     [
         (Clock(9), 1),
@@ -200,6 +221,9 @@ def test_random_clocks_of_a_sampler_that_is_renewed_every_so_many_rounds():
         for r in rounds:  # a sampler of round r beside a trainer that has published all it may
             held = [version for version in used if clock.version(r) <= version <= r * u]
             assert len(held) <= clock.live_versions(asynchronous=True)
+            if r + 1 < clock.num_rounds:  # all rounds up to r are there: a sampler of round r + 1
+                held = [v for v in used if clock.version(r + 1) <= v <= r * u]
+                assert len(held) <= clock.versions_in_training(asynchronous=True)
 
 
 @pytest.mark.parametrize(

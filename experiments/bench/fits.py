@@ -74,7 +74,7 @@ def _round(of: Problem) -> str:
         return "no" + _would_do(str(error))
     costs = of.formulas()
     chosen = [option(call, costs, plan.placements[call.name]) for call in of.calls]
-    used = max(plan_memory.by_device(of.calls, chosen, of.work.live_versions, of.num_devices))
+    used = max(plan_memory.by_device(of.calls, chosen, of.work.versions, of.num_devices))
     used += costs.held_bytes
     seconds = of.expected(plan).simulation.seconds_per_round
     seconds += 0.0 if of.gold is None else of.gold_seconds().of_each_round

@@ -110,7 +110,7 @@ class Peak:
     """The memory of a case's fullest moment, in bytes of a device.
 
     Attributes:
-      stays: states, frozen params and published versions, by the planner.
+      stays: states, frozen params and the published versions that an update finds, by the planner.
       compiled: with the most that a compiled call needs; None where a call is not compiled that the
         planner expects to need more than any compiled one.
       expected: by the planner alone.
@@ -133,8 +133,16 @@ def peak(name: str) -> Peak:
     """The memory of a case as the compiler and as the planner see it."""
     of = problem(name)
     stays, costs = of.resident_bytes(plan(name)), of.formulas()
-    expected = {call.name: costs.working_bytes(call, place) for call, place, _ in placed(name)}
-    known = {call: value for call in expected if (value := said(name, call).working_bytes)}
+    further = {call.name: of.further_bytes(call, place) for call, place, _ in placed(name)}
+    expected = {
+        call.name: costs.working_bytes(call, place) + further[call.name]
+        for call, place, _ in placed(name)
+    }
+    known = {
+        call: value + further[call]
+        for call in expected
+        if (value := said(name, call).working_bytes)
+    }
     most = max(known.values(), default=0.0)
     complete = known and all(expected[call] <= most for call in set(expected) - set(known))
     return Peak(

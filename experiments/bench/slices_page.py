@@ -9,6 +9,7 @@ planner's are of today.
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -152,43 +153,128 @@ def _calls() -> str:
     return table(head, rows)
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a device holds of a case at its fullest moment, in bytes.
+
+    Attributes:
+      state: float32 params and Adam's moments.
+      frozen: params that are not trained.
+      versions: published ones that an update finds.
+      needs: what each call needs beside these, with the further versions that are there while it runs;
+        by the compiler, else by the planner.
+      compiled: the calls that are known by the compiler.
+      memory: of the device; `usable` of it may be used.
+    """
+
+    state: float
+    frozen: float
+    versions: float
+    needs: Mapping[str, float]
+    compiled: frozenset[str]
+    memory: float
+    usable: float
+
+    @property
+    def fullest(self) -> str:
+        """The call that needs most."""
+        return max(self.needs, key=self.needs.__getitem__)
+
+    @property
+    def stays(self) -> float:
+        """Bytes that stay while calls come and go."""
+        return self.state + self.frozen + self.versions
+
+    @property
+    def total(self) -> float:
+        """Bytes of the fullest moment."""
+        return self.stays + self.needs[self.fullest]
+
+
+@cache
+def held(name: str) -> Held | None:
+    """The memory of a case; None where its update was not compiled."""
+    of, costs = problem(name), problem(name).placed_costs()
+    plan = Plan({call: placement for call, (_, placement) in placed(name).items()})
+    known = {
+        call: found[0]["working_bytes"]
+        for call in slices.CASES[name].programs
+        if (found := whole(name, call))
+    }
+    if UPDATE not in known:
+        return None
+    state = costs.state_bytes("policy", plan.placements[UPDATE])
+    version = costs.params_bytes("policy", plan.placements["generate"])
+    versions = of.work.versions.in_training * version
+    needs = {
+        name: known.get(name, costs.working_bytes(call, placement))
+        + of.further_bytes(call, placement)
+        for name, (call, placement) in placed(name).items()
+    }
+    if GATHER in known:  # the new version is a result of it, and those of sampling are there
+        further = of.work.versions.most - 1 - of.work.versions.in_training
+        needs[GATHER] = known[GATHER] + further * version
+    return Held(
+        state=state,
+        frozen=of.resident_bytes(plan) - state - versions,
+        versions=versions,
+        needs=needs,
+        compiled=frozenset(known),
+        memory=of.hardware.memory_bytes,
+        usable=costs.device_bytes,
+    )
+
+
 def _memory() -> str:
     """A table of what a device holds of each case, and the most that a call needs beside it."""
-    head = ["model", "slice", "state", "frozen", "versions", "fullest call", "beside arguments",
+    head = ["model", "slice", "state", "frozen", "versions", "fullest call", "beside what stays",
             "in all", "of a device", "fits"]  # fmt: skip
     rows = []
     for name in _several():
-        of, costs = problem(name), problem(name).placed_costs()
-        plan = Plan({call: placement for call, (_, placement) in placed(name).items()})
-        state = costs.state_bytes("policy", plan.placements[UPDATE])
-        version = costs.params_bytes("policy", plan.placements["generate"])
-        versions = of.work.live_versions * version
-        frozen = of.resident_bytes(plan) - state - versions
-        known = {
-            call: found[0]["working_bytes"]
-            for call in slices.CASES[name].programs
-            if (found := whole(name, call))
-        }
-        if UPDATE not in known:
+        of = held(name)
+        if of is None:
             continue
-        # While params are gathered the newest version is not there yet.
-        needs = {call: value - (version if call == GATHER else 0) for call, value in known.items()}
-        worst = max(needs, key=needs.__getitem__)
-        total = of.resident_bytes(plan) + needs[worst]
-        memory = of.hardware.memory_bytes
         fits = (
             "yes"
-            if total <= costs.device_bytes
+            if of.total <= of.usable
             else "with less than 8 % left"
-            if total <= memory
+            if of.total <= of.memory
             else "no"
         )
-        cells = [_gigabytes(each) for each in (state, frozen, versions)]
+        worst = of.fullest + ("" if of.fullest in of.compiled else " (formula)")
+        cells = [_gigabytes(each) for each in (of.state, of.frozen, of.versions)]
         rows.append(
             [slices.CASES[name].about, slices.CASES[name].topology, *cells, worst,
-             _gigabytes(needs[worst]), _gigabytes(total), f"{memory / 1e9:.0f}", fits]
+             _gigabytes(of.needs[of.fullest]), _gigabytes(of.total), f"{of.memory / 1e9:.0f}", fits]
         )  # fmt: skip
     return table(head, rows)
+
+
+def _findings() -> str:
+    """Sentences on 5 and 32 billion params, with the figures of today."""
+    one, four, large = held("5b-one-part"), held("5b"), held("32b")
+    assert one is not None
+    assert four is not None
+    assert large is not None
+    costs = {name: problem(name).placed_costs() for name in ("5b", "5b-one-part")}
+    less = {
+        name: (whole(name, UPDATE) or ({},))[0]["working_bytes"]
+        - costs[name].working_bytes(*placed(name)[UPDATE])
+        for name in costs
+    }
+    left = 1 - one.total / one.memory
+    return (
+        f"**5 billion params on 4 hosts of v5e {'fit' if one.total <= one.usable else 'do not fit'} at lag 1** in "
+        f"one part of 16 prompts × 4, with bfloat16 gradients: {_gigabytes(one.total)} of "
+        f"{one.memory / 1e9:.0f} GB, which leaves {100 * left:.0f} %, in an update. Publishing takes "
+        f"{_gigabytes(one.stays + four.needs[GATHER])} GB, by the gather of the case above it; sampling and "
+        f"reference are formulas. Four parts of 64 prompts with float32 gradients take "
+        f"{_gigabytes(four.total)} GB, too much. The planner expects {_gigabytes(less['5b'])} GB less of that update "
+        f"than the compiler, and {_gigabytes(less['5b-one-part'])} GB less of the one in one part: more than the "
+        f"8 % of a chip that it is held to elsewhere. Why was not found out.\n\n"
+        f"**32 billion on 16 hosts of v5p fit**, {_gigabytes(large.total)} of {large.memory / 1e9:.0f} GB, with a sampler "
+        "inside each host. The update was compiled with all of its 64 layers.\n\n"
+    )
 
 
 def _commands() -> str:
@@ -202,7 +288,8 @@ def _gigabytes(value: float | None) -> str:
 def page() -> str:
     """The page as Markdown."""
     return "".join(
-        [PREAMBLE, _depths(), SEVERAL, _calls(), MEMORY, _memory(), NOTES, _commands(), END]
+        [PREAMBLE, _depths(), SEVERAL, _calls(), MEMORY, _memory(), "\n\n", _findings(), NOTES]
+        + [_commands(), END]
     )
 
 
@@ -238,22 +325,12 @@ A row is "compiled" where the whole model was, and "extrapolated" where two and 
 Sampling is unrolled, so that all of its layers would compile for many minutes.
 
 What stays on a device is the planner's figure: the state (float32 params and Adam's moments), the
-frozen reference in bfloat16, and the versions of the policy at lag 1, each whole on the chips of a host.
+frozen reference in bfloat16, and the version of the policy that an update finds at lag 1, whole on the chips of a
+host. While a round is sampled there may be one more, and while params are gathered the new one.
 
 """
 
-NOTES = """
-
-**5 billion params on 4 hosts of v5e do not fit at lag 1.** In one part of 16 prompts × 4, with bfloat16
-gradients, an update takes 0.3 GB more than a chip has, and 1.6 GB more than 92 % of it. What stays is 1.88 GB per
-billion params; 4.2 billion would leave the 8 %, if an update needed as much beside its arguments (formula, not
-compiled). The planner expects 3.5 GB less of the update in four parts than the compiler, and 1.6 GB less of that
-in one part: more than the 8 % of a chip that it is held to elsewhere. Why was not found out.
-
-**32 billion on 16 hosts of v5p fit**, with a sampler inside each host. The update was compiled with all of its
-64 layers.
-
-## What was learned
+NOTES = """## What was learned
 
 * libtpu makes a whole sum on every device of a scattered sum (`psum_scatter`) over devices in two or three
   dimensions of a slice, and of a gather over devices in three. Along a ring it does not. So params and gradients

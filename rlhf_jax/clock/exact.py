@@ -253,6 +253,19 @@ class Clock:
             r - version // self.updates_per_round for r, version in enumerate(self.version_schedule)
         )
 
+    def versions_in_training(self, asynchronous: bool) -> int:
+        """Returns how many published versions may be held while a round is scored and trained on.
+
+        Both loops drop a version before the trainer has the last round that it samples. So beside
+        the trainer there are those of the rounds that are still to be sampled.
+        """
+        live = self.live_versions(asynchronous)
+        if self.bounded or self.streams or self.version_schedule:
+            return live
+        if not asynchronous:
+            return 0
+        return min(-(-(self.lag - 1) // self.sync_every) + 1, live)
+
     @cached_property
     def held_rounds(self) -> int:
         """The most sampled rounds that are held at once: those that are sampled ahead, and those of

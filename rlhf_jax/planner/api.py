@@ -30,6 +30,8 @@ class Workload:
     oversample: int = 1  # prompts that are sampled for one that is kept
     sync_every: int = 1  # rounds between two versions of the sampler
     staged: Staged = "none"  # of these rounds: see `Clock`
+    inflight: bool = False  # running rows get new weights: see `Clock`
+    pinned: bool = False  # rows are drawn by one version, and versions side by side: see `Clock`
 
     def prompts_of(self, call: Call) -> int:
         """Prompts of a round that a call runs: those sampled, or those kept."""
@@ -42,9 +44,10 @@ class Workload:
         return f"{self.num_prompts} prompts{sampled if self.oversample > 1 else ''}"
 
     @property
-    def live_versions(self) -> int:
+    def versions(self) -> "Versions":
         """Published versions that are held at once in a long run."""
-        return self.clock(self.lag + 1).live_versions(self.loop == "asynchronous")
+        clock, asynchronous = self.clock(2 * self.lag + 2), self.loop == "asynchronous"
+        return Versions(clock.live_versions(asynchronous), clock.versions_in_training(asynchronous))
 
     def clock(self, num_rounds: int) -> Clock:
         """The clock of a run of one update a round.
@@ -54,8 +57,34 @@ class Workload:
         """
         every = self.sync_every
         return Clock(
-            -(-num_rounds // every) * every, lag=self.lag, sync_every=every, staged=self.staged
+            -(-num_rounds // every) * every,
+            lag=self.lag,
+            sync_every=every,
+            staged=self.staged,
+            inflight=self.inflight,
+            pinned=self.pinned,
         )
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Published versions that are held at once: the most, while a round is sampled and a version is
+    published, and those while a round is scored and trained on.
+    """
+
+    most: int
+    in_training: int
+
+    def working_bytes(self, call: Call, working: float, version: float) -> float:
+        """Bytes that a call needs while it runs; sampling has the further versions.
+
+        Args:
+          call: of the round.
+          working: bytes that it needs itself.
+          version: bytes of one version.
+        """
+        further = self.most - self.in_training if call.kind == "generate" else 0
+        return working + further * version
 
 
 class CostModel(Protocol):

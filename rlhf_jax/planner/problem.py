@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rlhf_jax.dataflow import Call, Loop
 from rlhf_jax.devices.placement import OTHERS
-from rlhf_jax.planner.api import CostModel, Workload
+from rlhf_jax.planner.api import CostModel, Versions, Workload
 from rlhf_jax.planner.costs.analytic import AnalyticCostModel
 from rlhf_jax.planner.costs.gold import Gold, Seconds, beside
 from rlhf_jax.planner.costs.hardware import Hardware
@@ -158,15 +158,25 @@ class Problem:
         return Candidate(whole, simulate(self.calls, whole, costs, self.work, num_devices))
 
     def resident_bytes(self, plan: Plan) -> float:
-        """Bytes that stay on the fullest device while a plan runs: states, params, and versions of
-        them.
+        """Bytes that stay on the fullest device while a plan runs: states, params, and the versions of
+        them that an update finds.
         """
-        costs = self._of_hosts(self.formulas())
+        costs, held = self._of_hosts(self.formulas()), self.work.versions.in_training
         chosen = [option(call, costs, plan.placements[call.name]) for call in self.calls]
         kept = [dataclasses.replace(of, working_bytes=0.0) for of in chosen]
-        return max(
-            plan_memory.by_device(self.calls, kept, self.work.live_versions, self.devices_of_host)
-        )
+        versions = Versions(held, held)
+        return max(plan_memory.by_device(self.calls, kept, versions, self.devices_of_host))
+
+    def further_bytes(self, call: Call, placement: Placement) -> float:
+        """Bytes of published versions that a device holds while a call runs, and not while a round is
+        trained on: those of sampling.
+
+        Args:
+          call: of the round.
+          placement: of the call.
+        """
+        version = self._of_hosts(self.formulas()).params_bytes(call.role, placement)
+        return self.work.versions.working_bytes(call, 0.0, version)
 
 
 def named(plan: Plan, calls: Sequence[Call]) -> Plan:

@@ -18,7 +18,7 @@ TRAINER = Placement((0, 1, 2, 3), (1, 4, 1))
 
 def fullest(calls, costs, of, plan):
     chosen = [option(call, costs, plan.placements[call.name]) for call in calls]
-    return max(plan_memory.by_device(calls, chosen, of.live_versions, 4))
+    return max(plan_memory.by_device(calls, chosen, of.versions, 4))
 
 
 def brute_force(calls, costs, of, counts):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from rlhf_jax.planner.api import Versions
 from rlhf_jax.planner.options import option
 from rlhf_jax.planner.simulation.plan_memory import by_device, check
 from rlhf_jax.types import Placement
@@ -17,7 +18,10 @@ COSTS = Given(
 EVERYWHERE = {call.name: place(0, 1) for call in PPO}
 
 
-def gigabytes(placements, calls=PPO, versions=1, num_devices=2):
+ONE = Versions(1, 1)
+
+
+def gigabytes(placements, calls=PPO, versions=ONE, num_devices=2):
     chosen = [option(call, COSTS, placements[call.name]) for call in calls]
     return [held / 1e9 for held in by_device(calls, chosen, versions, num_devices)]
 
@@ -26,7 +30,19 @@ def test_all_calls_on_one_mesh():
     # two states, the sampler's own copy, reference and reward, no copy for value; 10 GB of rows
     # over two devices
     assert gigabytes(EVERYWHERE) == [2 * 16 + 3 * 4 + 5] * 2
-    assert gigabytes(EVERYWHERE, versions=3) == [2 * 16 + 5 * 4 + 5] * 2
+    assert gigabytes(EVERYWHERE, versions=Versions(3, 3)) == [2 * 16 + 5 * 4 + 5] * 2
+
+
+def test_a_version_that_an_update_does_not_find_counts_while_a_round_is_sampled():
+    most = [2 * 16 + 5 * 4 + 5] * 2  # sampling needs as much as an update, and has all versions
+    assert gigabytes(EVERYWHERE, versions=Versions(3, 2)) == most
+    parts = {**EVERYWHERE, "generate": place(0, 1, num_micro_batches=4)}
+    sampling, updating = 3 * 4 + 5 / 4, 2 * 4 + 5
+    held = 2 * 16 + 2 * 4
+    assert gigabytes(parts, versions=Versions(3, 2)) == [held + max(sampling, updating)] * 2
+    assert gigabytes(parts, versions=Versions(3, 3)) == [held + 3 * 4 + 5] * 2
+    none = gigabytes(parts, versions=Versions(1, 0))
+    assert none == [held + max(4 + 5 / 4, 5)] * 2
 
 
 def test_calls_apart():
@@ -90,20 +106,31 @@ def test_a_call_without_a_place_needs_a_default():
 
 
 def test_micro_batches_that_would_fit_are_found():
-    costs = replace(COSTS, device_bytes=46.5e9)  # of 44 that stay and 5 for rows
-    message = r"by 2.5 GB: it needs 5 GB while .* beside 44 GB that stay .* with 2 times as many micro-batches for every call"
+    costs = replace(COSTS, device_bytes=42.5e9)  # of 40 that stay and 5 for rows
+    calls = [call for call in PPO if call.name != "generate"]
+    message = r"by 2.5 GB: it needs 5 GB while .* beside 40 GB that stay .* with 2 times as many micro-batches for every call"
     with pytest.raises(ValueError, match=message):
-        run_check(EVERYWHERE, costs)
+        run_check({call.name: EVERYWHERE[call.name] for call in calls}, costs, calls)
     smaller = {
         name: replace(of, num_micro_batches=2)
         for name, of in EVERYWHERE.items()
-        if name != "train_policy"
+        if name not in ("train_policy", "generate")
     }
     with pytest.raises(
         ValueError,
         match=r"train_policy does not fit .* with train_policy: 0-1 data=2 micro_batches=2$",
     ):
-        run_check({**smaller, "train_policy": place(0, 1)}, costs)
+        run_check({**smaller, "train_policy": place(0, 1)}, costs, calls)
+
+
+def test_sampling_counts_the_version_that_is_there_while_it_runs():
+    costs = replace(COSTS, device_bytes=46.5e9)  # of 40 that stay, 5 for rows and 4 for a version
+    message = (
+        r"generate does not fit .* by 2.5 GB: it needs 9 GB while .* beside 40 GB that stay .* "
+        "with generate: 0-1 data=2 micro_batches=2"
+    )
+    with pytest.raises(ValueError, match=message):
+        run_check(EVERYWHERE, costs)
 
 
 APART = {call.name: place(1, num_micro_batches=8) for call in ONLINE_DPO} | {
@@ -136,5 +163,5 @@ def test_nothing_fits_where_a_device_is_too_small_for_a_share_of_anything():
 def test_versions_that_a_lag_keeps_alive_count():
     costs = replace(COSTS, device_bytes=50e9)
     run_check(EVERYWHERE, costs, of=work(lag=3))
-    with pytest.raises(ValueError, match="generate 16 GB"):
+    with pytest.raises(ValueError, match=r"by 11 GB: it needs 9 GB .*generate 12 GB"):
         run_check(EVERYWHERE, costs, of=work(lag=3, loop="asynchronous"))

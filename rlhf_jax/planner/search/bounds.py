@@ -105,7 +105,7 @@ class Bounds:
         """Bytes that each option of the next call keeps on its devices."""
         tables, call, resident = self.tables, self.tables.calls[index], self.tables.resident[index]
         if call.kind == "generate":
-            return resident * self.space.versions
+            return resident * self.space.versions.in_training
         for other, number in state.numbers.items():
             if (
                 call.kind == "infer"

@@ -158,9 +158,11 @@ def _frugal_fits(space: Space, costs: CostModel, num_devices: int) -> bool:
             if not tried:
                 break
             shared = call.kind == "infer" and call.role in space.flow.trains
-            copies = space.versions if call.kind == "generate" else 1
-            resident += 0.0 if shared else copies * resident_bytes(call, costs, tried[0])
-            working = max(working, min(costs.working_bytes(call, placement) for placement in tried))
+            copies = space.versions.in_training if call.kind == "generate" else 1
+            stays = resident_bytes(call, costs, tried[0])
+            resident += 0.0 if shared else copies * stays
+            least = min(costs.working_bytes(call, placement) for placement in tried)
+            working = max(working, space.versions.working_bytes(call, least, stays))
         else:
             if resident + working <= costs.device_bytes:
                 return True

@@ -34,8 +34,8 @@ class Tables:
             np.array([option.seconds for option in candidates]) for candidates in space.options
         ]
         self.working = [
-            np.array([option.working_bytes for option in candidates])
-            for candidates in space.options
+            np.array([space.working_bytes(index, option) for option in candidates])
+            for index, candidates in enumerate(space.options)
         ]
         self.resident = [
             np.array([option.resident_bytes for option in candidates])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from rlhf_jax.dataflow import Call
 from rlhf_jax.planner.api import CostModel, Workload
 from rlhf_jax.planner.options import MICRO_BATCHES, Option, options
-from rlhf_jax.planner.simulation import steady_state
+from rlhf_jax.planner.simulation import plan_memory, steady_state
 from rlhf_jax.planner.simulation.graph import Dataflow
 from rlhf_jax.types import Placement, Plan
 
@@ -39,7 +39,7 @@ class Space:
             options(call, costs, num_devices, devices_per_host, micro_batches, accepted)
             for call in calls
         ]
-        self.versions = work.live_versions
+        self.versions = work.versions
         self.evaluations = 0
         self._by_slice = [_grouped(options_of_call) for options_of_call in self.options]
         self._seconds: dict[Choice, float] = {}
@@ -90,12 +90,16 @@ class Space:
         most = 0.0
         for begin in {option.placement.devices[0] for option in chosen}:
             resident = working = 0.0
-            for option, (_, mask), resident_bytes in zip(chosen, layouts, stays, strict=True):
+            for index, (option, (_, mask)) in enumerate(zip(chosen, layouts, strict=True)):
                 if mask >> begin & 1:
-                    resident += resident_bytes
-                    working = max(working, option.working_bytes)
+                    resident += stays[index]
+                    working = max(working, self.working_bytes(index, option))
             most = max(most, resident + working)
         return most - self.costs.device_bytes
+
+    def working_bytes(self, index: int, option: Option) -> float:
+        """Bytes that an option of a call needs while it runs, beside those that stay."""
+        return plan_memory.working_bytes(self.calls[index], option, self.versions)
 
     def _stays(self, chosen: Sequence[Option], layouts: Sequence[int]) -> list[float]:
         """Bytes that stay on a device (`plan_memory.resident_by_call`), by indices of options."""
@@ -118,7 +122,8 @@ class Space:
                 )
             else:
                 resident.append(
-                    option.resident_bytes * (self.versions if call.kind == "generate" else 1)
+                    option.resident_bytes
+                    * (self.versions.in_training if call.kind == "generate" else 1)
                 )
         return resident
 
@@ -164,7 +169,14 @@ class Space:
         layouts = [self.flow.layout_of(option)[0] for option in self.chosen(first)]
         left = self.costs.device_bytes - sum(self._stays(self.chosen(first), layouts))
         picked = [
-            next((n for n in candidates if self.options[index][n].working_bytes <= left), None)
+            next(
+                (
+                    n
+                    for n in candidates
+                    if self.working_bytes(index, self.options[index][n]) <= left
+                ),
+                None,
+            )
             for index, candidates in enumerate(numbers)
         ]
         return None if None in picked else tuple(n for n in picked if n is not None)

@@ -3,8 +3,8 @@ it does not.
 
 Of a device: the states of the roles that train there, a copy of params for every other layout that
 a role's calls have there (the sampler's is its own even where it has the trainer's layout, and the
-asynchronous loop keeps lag + 1 versions of it), and the most that one of its calls needs while it
-runs, since a device runs one at a time.
+asynchronous loop keeps `lag` versions of it), and the most that one of its calls needs while it
+runs, since a device runs one at a time. Sampling needs one version more: see `api.Versions`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from math import prod
 
 from rlhf_jax.dataflow import Call
 from rlhf_jax.devices.placement import describe
-from rlhf_jax.planner.api import CostModel, Workload
+from rlhf_jax.planner.api import CostModel, Versions, Workload
 from rlhf_jax.planner.options import MICRO_BATCHES, Option, mesh_shapes, option, slices
 from rlhf_jax.refusal import Refusal
 from rlhf_jax.types import Placement, Plan
@@ -21,14 +21,16 @@ from rlhf_jax.types import Placement, Plan
 GIGABYTE = 1e9
 
 
-def resident_by_call(calls: Sequence[Call], chosen: Sequence[Option], versions: int) -> list[float]:
+def resident_by_call(
+    calls: Sequence[Call], chosen: Sequence[Option], versions: Versions
+) -> list[float]:
     """Bytes that stay resident for each call on each of its devices; 0 where another call of its
     role has the same layout and is counted already.
 
     Args:
       calls: of a round.
       chosen: the option of each call.
-      versions: published versions that are held at once.
+      versions: published ones that are held at once.
     """
     trains = {
         call.role: candidate.placement
@@ -41,7 +43,8 @@ def resident_by_call(calls: Sequence[Call], chosen: Sequence[Option], versions: 
         placement, state = candidate.placement, trains.get(call.role)
         key = call.role, placement.devices, placement.mesh_shape
         if call.kind != "infer":
-            resident.append(candidate.resident_bytes * (versions if call.kind == "generate" else 1))
+            copies = versions.in_training if call.kind == "generate" else 1
+            resident.append(candidate.resident_bytes * copies)
         elif key in seen or (state and state.layout == placement.layout):
             resident.append(0.0)
         else:
@@ -50,22 +53,35 @@ def resident_by_call(calls: Sequence[Call], chosen: Sequence[Option], versions: 
     return resident
 
 
+def working_bytes(call: Call, chosen: Option, versions: Versions) -> float:
+    """Bytes of a device that a call needs while it runs, beside those that stay.
+
+    Args:
+      call: of a round.
+      chosen: its option.
+      versions: published ones that are held at once.
+    """
+    return versions.working_bytes(call, chosen.working_bytes, chosen.resident_bytes)
+
+
 def by_device(
-    calls: Sequence[Call], chosen: Sequence[Option], versions: int, num_devices: int
+    calls: Sequence[Call], chosen: Sequence[Option], versions: Versions, num_devices: int
 ) -> list[float]:
     """Bytes of each device: resident ones, and the most that one of its calls needs.
 
     Args:
       calls: of a round.
       chosen: the option of each call.
-      versions: published versions that are held at once.
+      versions: published ones that are held at once.
       num_devices: of the plan.
     """
     resident, working = [0.0] * num_devices, [0.0] * num_devices
-    for candidate, stays in zip(chosen, resident_by_call(calls, chosen, versions), strict=True):
+    stays_of = resident_by_call(calls, chosen, versions)
+    for call, candidate, stays in zip(calls, chosen, stays_of, strict=True):
+        needed = working_bytes(call, candidate, versions)
         for device in candidate.placement.devices:
             resident[device] += stays
-            working[device] = max(working[device], candidate.working_bytes)
+            working[device] = max(working[device], needed)
     return [stays + runs for stays, runs in zip(resident, working, strict=True)]
 
 
@@ -141,7 +157,7 @@ def _check_memory(
     def excess(tried: Mapping[str, Placement]) -> tuple[float, int]:
         """Bytes too many on the fullest device, and that device."""
         chosen = [option(call, costs, tried[call.name]) for call in calls]
-        used = by_device(calls, chosen, work.live_versions, num_devices)
+        used = by_device(calls, chosen, work.versions, num_devices)
         return max(used) - costs.device_bytes, used.index(max(used))
 
     over, device = excess(placements)
@@ -149,9 +165,9 @@ def _check_memory(
         return
     chosen = [option(call, costs, placements[call.name]) for call in calls]
     share = [
-        (stays, candidate.working_bytes, call.name)
+        (stays, working_bytes(call, candidate, work.versions), call.name)
         for call, candidate, stays in zip(
-            calls, chosen, resident_by_call(calls, chosen, work.live_versions), strict=True
+            calls, chosen, resident_by_call(calls, chosen, work.versions), strict=True
         )
         if device in candidate.placement.devices
     ]

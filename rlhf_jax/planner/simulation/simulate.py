@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_jax.dataflow import Call, Kind
-from rlhf_jax.planner.api import CostModel, Workload
+from rlhf_jax.planner.api import CostModel, Versions, Workload
 from rlhf_jax.planner.options import Option, option
 from rlhf_jax.planner.simulation import plan_memory, schedule, steady_state
 from rlhf_jax.planner.simulation.graph import Dataflow, Round
@@ -77,7 +77,7 @@ def simulate(
     ahead = work.lag + work.sync_every
     rounds = SHOWN_ROUNDS + ahead - 1 if num_rounds is None else num_rounds
     nodes = _nodes(flow, plan_round, chosen, rounds)
-    versions = work.live_versions
+    versions = work.versions
     idle = _idle(nodes, num_devices, rounds)
     return Simulation(
         nodes=nodes,
@@ -117,7 +117,7 @@ def _rows(
     flow: Dataflow,
     plan_round: Round,
     chosen: Sequence[Option],
-    versions: int,
+    versions: Versions,
     idle: Sequence[float],
 ) -> tuple[Row, ...]:
     moves = {
@@ -128,7 +128,8 @@ def _rows(
     stays = plan_memory.resident_by_call(flow.calls, chosen, versions)
     rows = []
     for index, (call, candidate) in enumerate(zip(flow.calls, chosen, strict=True)):
-        devices, memory = candidate.placement.devices, stays[index] + candidate.working_bytes
+        devices = candidate.placement.devices
+        memory = stays[index] + plan_memory.working_bytes(call, candidate, versions)
         share = sum(idle[device] for device in devices) / len(devices)
         rows.append(
             Row(

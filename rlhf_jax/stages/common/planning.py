@@ -76,6 +76,8 @@ def problem(
         lag=config.lag,
         sync_every=config.sync_every,
         staged=config.staged,
+        inflight=config.weights == "inflight",
+        pinned=config.weights == "pinned",
         loop=config.loop,  # type: ignore[arg-type]
         share_prompts=config.share_prompts,
         unit_rows=algorithm.unit_rows(config.samples_per_prompt),
