@@ -155,7 +155,7 @@ def _calls() -> str:
 
 @dataclass(frozen=True)
 class Held:
-    """What a device holds of a case at its fullest moment, in bytes.
+    """Bytes that a device holds of a case at its fullest moment.
 
     Attributes:
       state: float32 params and Adam's moments.
