@@ -43,6 +43,11 @@ BEFORE_RLHF = (
 )
 """Nodes of a config that the stages before RLHF read: cells that agree on them share these stages.
 """
+LATER_KEYS = {"lengths.prompt_buckets": 1}
+"""Keys of these nodes that are newer than ended cells whose reward model is of another variant, and the
+value under which the code does what it did. With it a key enters no digest of these stages, so that
+such cells are found again. A further key of these nodes belongs here.
+"""
 
 Base = tuple[int, str, str]
 """The seed, and the variants of policy and reward model, that the stages before a cell are of."""
@@ -216,7 +221,7 @@ class Cells:
             {
                 key: value
                 for key, value in flattened(config).items()
-                if key.split(".")[0] in BEFORE_RLHF
+                if key.split(".")[0] in BEFORE_RLHF and LATER_KEYS.get(key, ...) != value
             }
         )
 

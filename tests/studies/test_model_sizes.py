@@ -1,14 +1,19 @@
 """The pages on models of three sizes from invented results."""
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from experiments import results
 from experiments.studies import model_sizes
+from rlhf_jax.sweeps import cells
 
 from . import invented
 from .invented import pages_of
 
+ROOT = Path(__file__).parents[2]
 ROLES = {"policy_size": "policy", "reward_size": "reward"}
 
 
@@ -95,3 +100,26 @@ def test_the_spread_of_a_reward_model_is_in_its_deviations():
     text = pages_of("reward_size", lines_of("reward_size"))["reward_size.md"]
     rows = re.findall(r"^\| (\d+) \| 0\.(\d+) ± [^|]* \| (\S+) ± ", text, re.M)
     assert rows == [("32", "632", "0.51"), ("64", "664", "0.26"), ("128", "728", "0.14")]
+
+
+def test_a_later_key_at_its_older_value_names_the_same_stages(monkeypatch):
+    """Cells whose reward model is of another variant are found again after a key is added."""
+    monkeypatch.chdir(ROOT)
+    study = cells.load(results.STUDIES["policy_size"])
+
+    def digest(change):
+        def base_config():
+            config = study.base_config()
+            change(config)
+            return config
+
+        return cells.Cells(replace(study, base=base_config))._digest_of_stages(0, "width 64")
+
+    def unknown(config):
+        del config.lengths.prompt_buckets
+
+    def more(config):
+        config.lengths.prompt_buckets = 2
+
+    assert digest(lambda config: None) == digest(unknown)
+    assert digest(lambda config: None) != digest(more)
