@@ -29,18 +29,9 @@ CELLS, BASE, FILE, RESULT = "cells", "base", "cells.jsonl", "result.json"
 BULK = ("checkpoints", "rounds", "prompt_values", "tensorboard", "wandb")
 """Folders of a run that no report reads."""
 BEFORE_RLHF = (
-    "seed",
-    "task",
-    "tokenizer",
-    "model",
-    "pretrained",
-    "lengths",
-    "mesh",
-    "reward",
-    "sft",
-    "comparisons",
+    "seed", "task", "tokenizer", "model", "pretrained", "lengths", "mesh", "reward", "sft", "comparisons",
     "reward_model",
-)
+)  # fmt: skip
 """Nodes of a config that the stages before RLHF read: cells that agree on them share these stages.
 """
 LATER_KEYS = {"lengths.prompt_buckets": 1}
