@@ -190,12 +190,19 @@ class Held:
         """Bytes of the fullest moment."""
         return self.stays + self.needs[self.fullest]
 
+    @property
+    def fits(self) -> str:
+        """The answer to whether the case fits, in words."""
+        if self.total <= self.usable:
+            return "yes"
+        return "with less than 8 % left" if self.total <= self.memory else "no"
+
 
 @cache
 def held(name: str) -> Held | None:
     """The memory of a case; None where its update was not compiled."""
-    of, costs = problem(name), problem(name).placed_costs()
-    plan = Plan({call: placement for call, (_, placement) in placed(name).items()})
+    of = problem(name)
+    costs, plan = of.placed_costs(), Plan({call: at for call, (_, at) in placed(name).items()})
     known = {
         call: found[0]["working_bytes"]
         for call in slices.CASES[name].programs
@@ -207,9 +214,9 @@ def held(name: str) -> Held | None:
     version = costs.params_bytes("policy", plan.placements["generate"])
     versions = of.work.versions.in_training * version
     needs = {
-        name: known.get(name, costs.working_bytes(call, placement))
+        call_name: known.get(call_name, costs.working_bytes(call, placement))
         + of.further_bytes(call, placement)
-        for name, (call, placement) in placed(name).items()
+        for call_name, (call, placement) in placed(name).items()
     }
     if GATHER in known:  # the new version is a result of it, and those of sampling are there
         further = of.work.versions.most - 1 - of.work.versions.in_training
@@ -234,18 +241,11 @@ def _memory() -> str:
         of = held(name)
         if of is None:
             continue
-        fits = (
-            "yes"
-            if of.total <= of.usable
-            else "with less than 8 % left"
-            if of.total <= of.memory
-            else "no"
-        )
         worst = of.fullest + ("" if of.fullest in of.compiled else " (formula)")
         cells = [_gigabytes(each) for each in (of.state, of.frozen, of.versions)]
         rows.append(
             [slices.CASES[name].about, slices.CASES[name].topology, *cells, worst,
-             _gigabytes(of.needs[of.fullest]), _gigabytes(of.total), f"{of.memory / 1e9:.0f}", fits]
+             _gigabytes(of.needs[of.fullest]), _gigabytes(of.total), f"{of.memory / 1e9:.0f}", of.fits]
         )  # fmt: skip
     return table(head, rows)
 
@@ -263,17 +263,22 @@ def _findings() -> str:
         for name in costs
     }
     left = 1 - one.total / one.memory
+    said = {
+        name: "fit" if of.fits == "yes" else "do not fit"
+        for name, of in (("5b", one), ("32b", large))
+    }
+    too_much = ", too much" if four.fits == "no" else ""
     return (
-        f"**5 billion params on 4 hosts of v5e {'fit' if one.total <= one.usable else 'do not fit'} at lag 1** in "
+        f"**5 billion params on 4 hosts of v5e {said['5b']} at lag 1** in "
         f"one part of 16 prompts × 4, with bfloat16 gradients: {_gigabytes(one.total)} of "
         f"{one.memory / 1e9:.0f} GB, which leaves {100 * left:.0f} %, in an update. Publishing takes "
         f"{_gigabytes(one.stays + four.needs[GATHER])} GB, by the gather of the case above it; sampling and "
         f"reference are formulas. Four parts of 64 prompts with float32 gradients take "
-        f"{_gigabytes(four.total)} GB, too much. The planner expects {_gigabytes(less['5b'])} GB less of that update "
+        f"{_gigabytes(four.total)} GB{too_much}. The planner expects {_gigabytes(less['5b'])} GB less of that update "
         f"than the compiler, and {_gigabytes(less['5b-one-part'])} GB less of the one in one part: more than the "
         f"8 % of a chip that it is held to elsewhere. Why was not found out.\n\n"
-        f"**32 billion on 16 hosts of v5p fit**, {_gigabytes(large.total)} of {large.memory / 1e9:.0f} GB, with a sampler "
-        "inside each host. The update was compiled with all of its 64 layers.\n\n"
+        f"**32 billion on 16 hosts of v5p {said['32b']}**, {_gigabytes(large.total)} of {large.memory / 1e9:.0f} GB, "
+        "with a sampler inside each host. The update was compiled with all of its 64 layers.\n\n"
     )
 
 

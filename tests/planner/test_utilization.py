@@ -38,24 +38,26 @@ DEVICE = dataclasses.replace(
 )
 
 
+MODEL = gpt_neox.make(
+    gpt_neox.Config(
+        vocab_size=VOCAB,
+        width=WIDTH,
+        ffn_width=FFN,
+        num_layers=LAYERS,
+        num_heads=2,
+        rotary_fraction=0.5,
+    )
+)
+
+
 @pytest.fixture(scope="module")
 def run() -> RunUtilization:
-    model = gpt_neox.make(
-        gpt_neox.Config(
-            vocab_size=VOCAB,
-            width=WIDTH,
-            ffn_width=FFN,
-            num_layers=LAYERS,
-            num_heads=2,
-            rotary_fraction=0.5,
-        )
-    )
     calls = (
         Call("generate", "policy", "generate", (), ("samples",)),
         Call("reference", "reference", "infer", ("samples",), ("scores",)),
         Call("train_policy", "policy", "train", ("scores",), ()),
     )
-    shapes = dict.fromkeys(("policy", "reference"), model_shape(model))
+    shapes = dict.fromkeys(("policy", "reference"), model_shape(MODEL))
     products = LAYERS * LAYER + WIDTH * VOCAB
     return RunUtilization(DEVICE, calls, shapes, 2, True, 1, 2, 4, 4.0 * products)
 
@@ -112,17 +114,7 @@ def test_the_base_of_adapters_has_no_gradient(run: RunUtilization):
     """An update multiplies by the base once forward and once backward, and by adapters three times;
     attention has its backward pass of two.
     """
-    model = gpt_neox.make(
-        gpt_neox.Config(
-            vocab_size=VOCAB,
-            width=WIDTH,
-            ffn_width=FFN,
-            num_layers=LAYERS,
-            num_heads=2,
-            rotary_fraction=0.5,
-        )
-    )
-    adapted = model_shape(model, lora=adapters.Config(rank=RANK))
+    adapted = model_shape(MODEL, lora=adapters.Config(rank=RANK))
     shapes = dict.fromkeys(("policy", "reference"), adapted)
     lora = dataclasses.replace(run, shapes=shapes)
     extra = 2 * LAYERS * adapter_params(WIDTH, FFN) * TOKENS

@@ -74,16 +74,12 @@ def test_two_paired_cells_differ_in_the_weight_alone(monkeypatch):
 def test_shares_and_win_rates_are_paired_by_seed():
     plain, weighted = runs(), corrected(4.0)
     share, rate = findings.contrasts(weighted, findings.beside(weighted, plain))
-    by_hand = {
-        seed: sum(any(map(math.isfinite, [findings.passage(x).high])) for x in some) / 25
-        for seed in range(3)
-        for some in [[x for x in plain if x["seed"] == seed]]
-    }
-    late = {
-        seed: sum(findings.passage(x).happened for x in weighted if x["seed"] == seed) / 25
-        for seed in range(3)
-    }
-    assert share.values == pytest.approx({s: late[s] - by_hand[s] for s in by_hand})
+
+    def collapsed(some, seed):
+        return sum(math.isfinite(findings.passage(x).high) for x in some if x["seed"] == seed) / 25
+
+    by_hand = {seed: collapsed(weighted, seed) - collapsed(plain, seed) for seed in range(3)}
+    assert share.values == pytest.approx(by_hand)
     assert all(value < 0 for value in share.values.values())
     assert all(value > 0 for value in rate.values.values())
 

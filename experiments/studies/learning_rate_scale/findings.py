@@ -45,15 +45,6 @@ def of_kind(lines: Sequence[Result], kind: str) -> list[Result]:
     return [line for line in lines if parts(line["arm"])[0] == kind]
 
 
-def of_seeds(lines: Sequence[Result]) -> OfSeed:
-    """The mean outcome of a seed's runs."""
-    seeds = sorted({line["seed"] for line in lines})
-    return {
-        seed: float(np.mean([outcome(line) for line in lines if line["seed"] == seed]))
-        for seed in seeds
-    }
-
-
 def fallen(lines: Sequence[Result]) -> int:
     """Runs that were below their best win-rate by more than the study of staleness allows, or
     diverged.
@@ -66,7 +57,7 @@ def contrasts(lines: Sequence[Result]) -> list[Contrast]:
     found = []
     for index, (a, b) in enumerate(CONTRASTS, 1):
         pair = of_kind(lines, a), of_kind(lines, b)
-        values = differences(*map(of_seeds, pair))
+        values = differences(*(by_seed(some, outcome) for some in pair))
         note = f"{fallen(pair[0])} and {fallen(pair[1])} of {len(pair[0])} runs collapsed"
         name = f"{index}. {NAMES[a]} − {NAMES[b]}"
         found.append(Contrast(name, values, MARGIN, "of win-rate", 3, note))

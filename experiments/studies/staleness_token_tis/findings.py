@@ -51,23 +51,14 @@ def _key(line: Result) -> tuple[str, float, int]:
     return line["arm"], line["setting"][RATE], line["seed"]
 
 
-def of_seeds(lines: Sequence[Result], value: Callable[[Result], float]) -> OfSeed:
-    """The mean of a value over a seed's runs, by seed."""
-    seeds = sorted({line["seed"] for line in lines})
-    return {
-        seed: float(np.mean([value(line) for line in lines if line["seed"] == seed]))
-        for seed in seeds
-    }
-
-
 def collapses(lines: Sequence[Result]) -> OfSeed:
     """The share of a seed's runs that collapse."""
-    return of_seeds(lines, lambda line: float(passage(line).happened))
+    return by_seed(lines, lambda line: float(passage(line).happened))
 
 
 def learned(lines: Sequence[Result]) -> OfSeed:
     """The mean win-rate of a seed's runs from update `FROM` on."""
-    return of_seeds(lines, lambda line: mean_of_planned(line, "win_rate", FROM))
+    return by_seed(lines, lambda line: mean_of_planned(line, "win_rate", FROM))
 
 
 def contrasts(lines: Sequence[Result], plain: Sequence[Result]) -> list[Contrast]:
@@ -210,7 +201,7 @@ def cells_plot(lines: Sequence[Result], plain: Sequence[Result]) -> Figure:
             ARMS, (plain, lines), (style.TRAINING, style.HELDOUT), strict=True
         ):
             points = [
-                interval(of_seeds([x for x in some if oldest_of(x["arm"])[1] == age], value))
+                interval(by_seed([x for x in some if oldest_of(x["arm"])[1] == age], value))
                 for age in ages
             ]
             interval_line(ax, ages, points, color, name)

@@ -231,7 +231,6 @@ class Evaluator:
 
     def judge(self, drawn: Sequence[Drawn]) -> Judged:
         """Fetches drawn samples and judges them on the host."""
-        prompts: list[str] = []
         completions: list[str] = []
         columns: dict[str, list[np.ndarray]] = {}
         for batch in drawn:
@@ -250,12 +249,13 @@ class Evaluator:
             if self.reward is not None and batch.raw_reward is not None:
                 scores = self.reward.standardised(batch.raw_reward)
                 columns.setdefault("reward", []).append(scores[:rows])
-            prompts += self.stream.texts_of(samples)[:rows]
             completions += self.workspace.completions(samples)[:rows]
         joined = {name: np.concatenate(parts) for name, parts in columns.items()}
         order_B = np.argsort(joined["ordinal"], kind="stable")  # of the prompts' stream
         joined = {name: column[order_B] for name, column in joined.items()}
-        prompts, completions = ([texts[i] for i in order_B] for texts in (prompts, completions))
+        completions = [completions[row] for row in order_B]
+        texts = self.stream.texts(0, int(joined["ordinal"].max()) + 1)
+        prompts = [texts[ordinal] for ordinal in joined["ordinal"]]
         return Judged(
             prompts=prompts,
             completions=completions,
