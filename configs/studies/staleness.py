@@ -9,7 +9,7 @@ Result:    docs/results/staleness.md, written from experiments/studies/staleness
 REINFORCE without a correction on templated reviews, with gold as the reward, so that no collapse is
 the over-optimisation of a learned reward. `:pilot` is the seed that is never reported, and `:tiny`
 is for tests. `:token_tis` is a study of its own: the constant lags with truncated importance weights,
-beside these cells (experiments/studies/staleness_token_tis/protocol.md, 200 cells at most), and
+beside these cells (experiments/studies/staleness_token_tis/protocol.md, 200 cells), and
 `:token_tis_tiny` is for tests.
 """
 
@@ -35,7 +35,7 @@ EVALUATE_AT = (1, 2, 3, 4, 6, 8, 12, 16, *range(20, NUM_UPDATES, 4))
 SEEDS = (0, 1, 2, 3, 4, 5, 6, 7)  # the last three by the stop rule of the protocol
 PILOT_SEED = 100
 TOKEN_TIS = "token_tis"
-TOKEN_TIS_SEEDS = (0, 1, 2, 3, 4)  # 5 to 7 by the stop rule of its protocol
+TOKEN_TIS_SEEDS = SEEDS  # the last three by the stop rule of its protocol
 ESTIMATOR: Mapping[str, Any] = {
     "algorithm.advantage.power": 0.0,  # not divided by the deviation of the group
     "algorithm.aggregation": "rows",  # summed over the tokens of a row
