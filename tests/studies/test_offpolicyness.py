@@ -1,5 +1,6 @@
 """Measures of the study of off-policyness by hand, and its page from invented results."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -252,6 +253,16 @@ def test_a_collapsed_run_is_drawn_as_single_seeds(results):
     named = [line.get_label() for line in panel.lines]
     assert "N 64, each seed" in named
     assert "N 64" not in named
+
+
+def test_groups_of_one_loss_have_a_colour_each(results):
+    """As the sizes of a model have; algorithms and corrections keep theirs."""
+    (group, *_) = measures.groups(results, "num_minibatches")
+    sizes = [dataclasses.replace(group, name=f"width {width}") for width in (32, 64, 128)]
+    (ax, *_) = plots.final_figures(sizes).axes
+    assert len({container.lines[0].get_color() for container in ax.containers}) == 3
+    legend = ax.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["width 32", "width 64", "width 128"]
 
 
 def test_a_rate_on_an_edge_is_marked(results):

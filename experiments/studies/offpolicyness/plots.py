@@ -27,6 +27,7 @@ AXIS_LABELS = {
     "num_epochs": "epochs T",
     "samples_per_prompt": "samples per prompt K",
 }
+LONG_LABEL = 12  # letters of which a row of a panel's legend holds two
 KL = "KL to the reference, nats per completion"
 
 
@@ -139,14 +140,17 @@ def by_value(ax: Axes, groups: Sequence[Group], name: str) -> None:
     """Means of a last figure with 95 % intervals against the axis's values, side by side for each
     group.
 
-    A colour and marker for each algorithm, a kind of line for each correction. Hollow markers are the
-    single seeds of an arm with a collapsed run.
+    A colour and marker for each algorithm, a kind of line for each correction; where groups differ in
+    neither, a colour and marker for each group. Hollow markers are the single seeds of an arm with a
+    collapsed run.
     """
     values = sorted({value for group in groups for value in group.values})
-    algorithms = list(dict.fromkeys(group.algorithm for group in groups))
+    losses = {(group.algorithm, group.correction) for group in groups}
+    looks = [group.algorithm if len(losses) == len(groups) else group.name for group in groups]
+    kinds = list(dict.fromkeys(looks))
     for index, group in enumerate(groups):
         shift = 0.5 * (index / max(1, len(groups) - 1) - 0.5)
-        number = algorithms.index(group.algorithm)
+        number = kinds.index(looks[index])
         look_of_group: dict[str, Any] = {
             "color": PART_COLORS[number],
             "marker": MARKERS[number],
@@ -180,10 +184,11 @@ def by_value(ax: Axes, groups: Sequence[Group], name: str) -> None:
 def legend_above(ax: Axes) -> None:
     """A legend in a strip of its own above the data."""
     low, high = ax.get_ylim()
-    count = len(ax.get_legend_handles_labels()[0])
-    rows = count // 3 + 1
+    labels = ax.get_legend_handles_labels()[1]
+    columns = 2 if len(labels) > 5 or max(map(len, labels)) > LONG_LABEL else 3
+    rows = -(-len(labels) // columns)
     ax.set_ylim(low, high + 0.08 * (rows + 1) * (high - low))
-    legend(ax, "upper left", columns=3 if rows < 3 else 2)
+    legend(ax, "upper left", columns=columns)
 
 
 def final_figures(groups: Sequence[Group]) -> Figure:
