@@ -361,23 +361,29 @@ def answered(directory, samples):
 
 
 INFLIGHT_SLICES, INFLIGHT_ROUNDS = 2, 6  # slices of all processes
+INFLIGHT = ("keep", "rebuild", "pinned")
 
 
-def inflight_program(shared, changes=()):
-    """Slots in flight on the devices of another program, and their clock."""
+def inflight_program(shared, name):
+    """Slots on the devices of another program, and their clock: in flight with a kept or a rebuilt
+    cache, or pinned rows of adapters.
+    """
     from rlhf_jax.clock import Stream
     from rlhf_jax.runtime.inflight.slot_program import SlotProgram
+    from tests.runtime import test_adapters
 
-    clock = Clock(INFLIGHT_ROUNDS, lag=1, inflight=True)
+    is_pinned, rebuild_every = name == "pinned", int(name == "rebuild")
+    clock = Clock(INFLIGHT_ROUNDS, lag=1, inflight=not is_pinned, pinned=is_pinned)
     num_rows = shared.sampler.shapes.tokens_BC.shape[0]
     rows = num_rows // INFLIGHT_SLICES
-    stream = Stream(clock, rows, 4, 1, tau=1, num_slices=INFLIGHT_SLICES, **dict(changes))
-    spec = dataclasses.replace(shared.spec, clock=clock)
-    rebuilds = bool(stream.rebuild_every)
-    return (
-        SlotProgram(spec, shared.reference_params, 4, 1, drains=False, rebuilds=rebuilds),
-        stream,
-    )
+    sizes = {"tau": 1, "rebuild_every": rebuild_every, "num_slices": INFLIGHT_SLICES}
+    stream = Stream(clock, rows, 4, 1, **sizes)
+    spec, params = dataclasses.replace(shared.spec, clock=clock), shared.reference_params
+    if is_pinned:
+        adapted = test_adapters.adapted(spec.model)
+        params = test_adapters.on_mesh(adapted, spec.model, spec.mesh)
+    rebuilds = bool(rebuild_every)
+    return SlotProgram(spec, params, 4, 1, drains=False, rebuilds=rebuilds), stream
 
 
 def run_inflight(program, stream, threaded, saving=None, start=None, seconds=0.0):
@@ -419,8 +425,8 @@ def inflight(directory):
 
     shared, found, files = program_of((1, 1, 1), 1), {}, {}
     slow = 0.01 * jax.process_index()
-    for name, changes in (("keep", ()), ("rebuild", (("rebuild_every", 1),))):
-        program, stream = inflight_program(shared, changes)
+    for name in INFLIGHT:
+        program, stream = inflight_program(shared, name)
         saving = Saving(lambda r: r == 2, lambda r, cut: files.update({r: cut.arrays()}))
         expected, states = run_inflight(program, stream, False, saving)
         with dispatch.logged() as log:

@@ -134,7 +134,7 @@ def test_two_processes_with_slices_and_threads_train_as_one(slices, alone):
     check_equal(slices, alone, "asynchronous/")
 
 
-@pytest.mark.parametrize("name", ["keep", "rebuild"])
+@pytest.mark.parametrize("name", host.INFLIGHT)
 def test_two_processes_in_flight_train_as_one(in_flight, name):
     """A slice of each of two processes draws what two slices of one process draw. `host.py` asserts
     that threads of uneven speeds, the simulated loop and a resumed run are equal to the bit there.
@@ -142,11 +142,14 @@ def test_two_processes_in_flight_train_as_one(in_flight, name):
     shared = rounds.make_program()
     slices = mesh.sampler_slices(shared.spec.mesh, host.INFLIGHT_SLICES, 1)
     spec = dataclasses.replace(shared.spec, sampler_slices=slices)
-    changes = (("rebuild_every", 1),) if name == "rebuild" else ()
-    program, stream = host.inflight_program(Program(spec, shared.reference_params), changes)
+    program, stream = host.inflight_program(Program(spec, shared.reference_params), name)
     expected, _ = host.run_inflight(program, stream, threaded=False)
     versions = [expected[f"version_BC/{r}"] for r in range(host.INFLIGHT_ROUNDS)]
-    assert np.mean([row.max() > row[0] for version_BC in versions for row in version_BC]) >= 0.3
+    mixed = np.mean([row.max() > row[0] for version_BC in versions for row in version_BC])
+    if name == "pinned":
+        exact = [program.spec.clock.version(r) for r in range(host.INFLIGHT_ROUNDS)]
+        assert [set(version_BC[:, 0]) for version_BC in versions] == [{each} for each in exact]
+    assert mixed == 0 if name == "pinned" else mixed >= 0.3
     check_equal(in_flight, expected, f"{name}/")
 
 
