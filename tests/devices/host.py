@@ -47,9 +47,9 @@ def record(events, program):
     return found
 
 
-def program_of(trainer, num_slices, plan="", lag=1, where=None):
+def program_of(trainer, num_slices, plan="", lag=1, where=None, **of_model):
     """The program of `rounds.py` on a mesh of that shape on each host, or on the mesh `where`; its
-    clock has `ROUNDS` rounds.
+    clock has `ROUNDS` rounds. `of_model`: keys of the model's config.
     """
     import tiny
 
@@ -61,6 +61,7 @@ def program_of(trainer, num_slices, plan="", lag=1, where=None):
     where = where or mesh.make_mesh(mesh.Config(*trainer))
     spec = dataclasses.replace(
         rounds.make_spec(where),
+        model=tiny.make_model(num_layers=1, **of_model),
         sampler_slices=mesh.sampler_slices(where, num_slices, 1),
         clock=Clock(ROUNDS, lag=lag),
         plan=placement.parse(plan),
@@ -143,16 +144,18 @@ def one_copy(directory):
 
 
 def four(directory):
-    """Four hosts that share one copy of the params, and two copies of two hosts each: both loops, and
-    a run that goes on from its checkpoint.
+    """Four hosts that share one copy of the params, and two copies of two hosts each, whose gradients
+    cross the network in float32 or in bfloat16: both loops, and a run that goes on from its
+    checkpoint.
     """
     from rlhf_jax.devices import dispatch
     from rlhf_jax.runtime import asynchronous, synchronous
     from tests.runtime import rounds
 
     found = {}
-    for name, fsdp_hosts in (("one", 4), ("two", 2)):
-        shared = program_of((1, 1, 1, fsdp_hosts), 1)
+    cases = {"one": (4, "float32"), "two": (2, "float32"), "rounded": (2, "bfloat16")}
+    for name, (fsdp_hosts, dtype) in cases.items():
+        shared = program_of((1, 1, 1, fsdp_hosts), 1, network_gradient_dtype=dtype)
         program = rounds.program_of(Clock(ROUNDS, lag=1), shared)
         expected = run(program, synchronous)
         with dispatch.logged() as log:

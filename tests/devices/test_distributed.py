@@ -187,6 +187,22 @@ def test_four_processes_share_one_copy_or_two_of_the_params(copies_of_four, name
     assert sum(": train_policy on " in entry for entry in log) == host.ROUNDS
 
 
+def test_gradients_of_two_copies_may_cross_the_network_in_bfloat16(copies_of_four):
+    """The first losses are those of float32, before any update; later ones and params are near them
+    and not the same. `host.py` asserts that the threaded, the synchronous and the resumed run are
+    equal to the bit.
+    """
+
+    def figures(name, kind):
+        found = sorted(key for key in copies_of_four if key.startswith(f"{name}/{kind}/"))
+        return np.concatenate([np.ravel(copies_of_four[key]) for key in found])
+
+    for kind in ("params", "norm"):
+        exact, rounded = figures("two", kind), figures("rounded", kind)
+        assert 1e-6 < np.linalg.norm(rounded - exact) / np.linalg.norm(exact) < 0.02
+    assert figures("rounded", "loss")[0] == figures("two", "loss")[0]
+
+
 def test_a_ring_that_visits_hosts_in_any_order_trains_as_one_process(slices, alone):
     check_equal(slices, alone, "permuted/")
 
