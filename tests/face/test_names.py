@@ -3,7 +3,6 @@ typed.
 """
 
 import ast
-import doctest
 import inspect
 import pkgutil
 import re
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import rlhf_jax as rl
-from rlhf_jax.face import calls, components, loop, prompts, reward
 
 ROOT = Path(__file__).parents[2]
 FUNCTIONS = [name for name in rl.__all__ if name != "__version__"]
@@ -132,15 +130,6 @@ def test_the_page_runs_as_printed(capsys):
         "policy": 1,
         "critic": 1,
     }
-
-
-@pytest.mark.parametrize(
-    "module", [calls, components, loop, prompts, reward], ids=lambda module: module.__name__
-)
-def test_examples(module):
-    failed, tried = doctest.testmod(module)
-    assert tried
-    assert not failed
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -315,21 +315,30 @@ def shown(values: Mapping[str, Any], key: str) -> str:
 
 
 def label(values: Mapping[str, str]) -> str:
-    """A group in a few words: its values of the first differing keys.
+    """A group in a few words: its values of the first differing keys; the names of the keys where it
+    has no values and the other groups have some.
 
     >>> label({"algorithm.name": "grpo", "rlhf.lag": "4"})
     'grpo, lag 4'
+    >>> label({"lora.base_dtype": '""'})
+    'without base dtype'
     """
     names = [key.rpartition(".")[2] for key in values]
-    words = []
+    words, lacking = [], []
     for (key, value), name in zip(values.items(), names, strict=True):
-        if value in (ABSENT, '""', "[]") or keys.class_of(key) is Class.EVALUATION:
-            continue
-        short = key if names.count(name) > 1 else name
-        words.append(value if key in NAMES else f"{short.replace('_', ' ')} {value}")
+        short = (key if names.count(name) > 1 else name).replace("_", " ")
+        if value in (ABSENT, '""', "[]"):
+            lacking.append(short)
+        elif keys.class_of(key) is not Class.EVALUATION:
+            words.append(value if key in NAMES else f"{short} {value}")
+    if not words:
+        return f"without {_first(lacking)}" if lacking else "all runs"
+    return _first(words)
+
+
+def _first(words: Sequence[str]) -> str:
+    """The words that a label has place for, and the number of the others."""
     more = len(words) - MAX_IN_LABEL
-    if not words:  # the other groups have something where this one has nothing
-        return "none of these" if values else "all runs"
     return ", ".join(words[:MAX_IN_LABEL]) + (f" and {more} more" if more > 0 else "")
 
 
