@@ -79,15 +79,17 @@ def at_fault(
       when: the call, as the message goes on: " in round 3". A function of no arguments writes it
         only once it is needed.
 
-    Raises `kind` from any exception of the block, with the file and line that raised it. A Refusal
-    passes as it is: it says that the config cannot run. So does a ComponentError, which has named
-    its component already.
+    Raises `kind` from any exception of the block, with the file and line that raised it; SystemExit
+    (of `sys.exit`) and asyncio's CancelledError are among them. A Refusal passes as it is: it says
+    that the config cannot run. So does a ComponentError, which has named its component already, and
+    KeyboardInterrupt.
     """
     try:
         yield
-    except (Refusal, ComponentError):
+    except (Refusal, ComponentError, KeyboardInterrupt, GeneratorExit):
         raise
-    except Exception as error:
+    # A SystemExit would end the run with the status 0 of one that is done, and without a word.
+    except BaseException as error:
         called = (
             error.__traceback__ and error.__traceback__.tb_next
         )  # without this function's own frame

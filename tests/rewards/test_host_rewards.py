@@ -2,6 +2,7 @@
 at fault.
 """
 
+import asyncio
 import fractions
 from dataclasses import dataclass
 from decimal import Decimal
@@ -134,6 +135,68 @@ def test_what_a_reward_raises_names_it_with_its_line_and_traceback(error):
         raised.value
     ).replace(__file__, "test_host.py")
     assert type(error).__name__ in str(raised.value)
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), SystemExit(), asyncio.CancelledError()])
+def test_a_reward_that_ends_the_program_is_at_fault(error):
+    """`sys.exit()` in a reward would end the run with the status of one that is done."""
+
+    def leaving(completions):
+        raise error
+
+    with pytest.raises(
+        RewardError, match=rf"^the reward mine raised in round 3: {type(error).__name__}"
+    ):
+        score(leaving)
+
+
+def test_an_interruption_in_a_reward_is_no_fault_of_it():
+    def slow(completions):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(slow)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_asynchronous_reward_is_refused_with_the_remedy():
+    async def asks(completions):
+        return [0.0] * len(completions)
+
+    with pytest.raises(RewardError, match=r"gave a coroutine for 3 .*call asyncio\.run in it"):
+        score(asks)
+
+
+def test_a_reward_that_changes_its_arguments_changes_nothing_else():
+    """Neither the texts of the next reward, nor the record of the prompt's other samples, nor what
+    the task keeps of a row for the next round.
+    """
+    prompts, completions, finished = list(PROMPTS), list(COMPLETIONS), list(FINISHED)
+    row = {"answer": "1", "choices": ["1", "2"]}
+    records = [row, row, dict(row)]  # two samples of a prompt, and a task's next view of its row
+
+    def greedy(prompts, completions, finished, records):
+        scores = [len(record["choices"]) for record in records]
+        for record in records:
+            record["choices"].pop()
+        for record in records:
+            del record["answer"]
+        for column in (prompts, completions, finished):
+            column.clear()
+        return scores
+
+    for _ in range(2):
+        scores = judge_of(greedy)(prompts, completions, finished, records, " in round 3")
+        np.testing.assert_array_equal(scores, [2, 2, 2])
+    assert (prompts, completions, finished) == (PROMPTS, COMPLETIONS, FINISHED)
+    assert row == {"answer": "1", "choices": ["1", "2"]}
+
+    def positional(a, b, c):
+        b.sort(reverse=True)
+        return [0.0] * 3
+
+    judge_of(positional)(prompts, completions, finished, [], "")
+    assert completions == COMPLETIONS
 
 
 def test_the_line_is_the_users_and_not_a_librarys():

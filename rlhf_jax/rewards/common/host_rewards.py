@@ -2,6 +2,7 @@
 gives, once.
 """
 
+import copy
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -51,7 +52,7 @@ class HostJudge:
         records: Sequence[Mapping[str, Any]],
         when: str,
     ) -> np.ndarray:
-        """Scores of completions.
+        """Scores of completions. The function is given copies: it may change its arguments.
 
         Args:
           prompts: of each completion; `finished` and `records` alike, the latter empty where they
@@ -64,15 +65,16 @@ class HostJudge:
         number a completion.
         """
         who = f"the reward {self.name}"
-        given: dict[str, Any] = dict(
-            zip(GIVEN, (prompts, completions, finished, records, self.config), strict=True)
-        )
+        # What a function changes in its arguments must reach neither the next reward nor the ledger.
+        # Samples of one prompt share its record, and rounds share what the record holds.
+        lists = [list(prompts), list(completions), list(finished)]
+        given: dict[str, Any] = dict(zip(GIVEN, (*lists, records, self.config), strict=True))
+        if self.wants_records:
+            given["records"] = [copy.deepcopy(record) for record in records]
         try:
             with at_fault(who, RewardError, when):
-                if self.takes:
-                    values = self.function(**{name: given[name] for name in self.takes})
-                else:
-                    values = self.function(prompts, completions, finished)
+                named = {name: given[name] for name in self.takes}
+                values = self.function(**named) if self.takes else self.function(*lists)
         except RewardError as error:
             if str(error).startswith(who):
                 raise
@@ -196,6 +198,13 @@ def numbers(
     """
     wanted = f"accepted: {count} finite numbers, one for each completion"
     values = list(values) if isinstance(values, Iterator) else values
+    if inspect.isawaitable(values) or inspect.isasyncgen(values):
+        if inspect.iscoroutine(values):
+            values.close()  # Python warns of one that nobody has awaited
+        raise RewardError(
+            f"{who} gave {_kind(values)} for {count} completions{when}; {wanted}, of a function "
+            "without `async`: call asyncio.run in it"
+        )
     if values is None or isinstance(values, (str, bytes, Mapping, Set)):
         raise RewardError(f"{who} gave {_kind(values)} for {count} completions{when}; {wanted}")
     array = _array(values)
