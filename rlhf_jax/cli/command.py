@@ -28,6 +28,8 @@ from rlhf_jax.refusal import ComponentError, Failed, NotFinite, Refusal, Stalled
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 SCRIPT = "rlhf-jax"
 """Name of the console script."""
+NO_BACKEND = "Unable to initialize backend"
+"""Beginning of JAX's message where the platform that it is told to use cannot be used."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 WRITERS = ("rlhf_jax.records.", "orbax.")
 """Modules that write a run's directory; a user's code is called by none of them."""
@@ -87,6 +89,13 @@ def explained(error: BaseException, directory: Path | None, again: str) -> tuple
         return FAILED, ["".join(cause).rstrip()] * bool(cause) + [f"error: {one_line(str(error))}"]
     if isinstance(error, NotFinite | Failed | Stalled):
         return FAILED, [f"error: {one_line(str(error))}"]
+    if isinstance(error, RuntimeError) and str(error).startswith(NO_BACKEND):
+        named = os.environ.get("JAX_PLATFORMS", "")
+        return FAILED, [
+            f"error: JAX_PLATFORMS is {named!r}: {one_line(str(error)).partition(' (set JAX')[0]}; "
+            "accepted: a platform of this machine that no other process holds, such as cpu, or "
+            "JAX_PLATFORMS unset"
+        ]
     if directory is not None and (cause := disk_failure(error, directory)):
         return FAILED, [
             f"error: cannot write to {directory}: {cause}; once that is mended, {again}"

@@ -291,3 +291,18 @@ def test_there_are_commands():
     assert {"run", "evaluate", "export", "plan", "report", "sweep"} <= {
         path.stem for path in COMMANDS
     }
+
+
+def test_a_platform_that_cannot_be_used_is_told_in_a_line(tmp_path):
+    """JAX's own message has a traceback through its modules."""
+    words = ["run", "tiny", f"--config.directory={tmp_path / 'run'}"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "rlhf_jax.cli.main", *words],
+        env=os.environ | {"JAX_PLATFORMS": "tpux"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == command.FAILED
+    assert ended.stderr.startswith("error: JAX_PLATFORMS is 'tpux': Unable to initialize backend")
+    assert len(ended.stderr.splitlines()) == 1

@@ -4,6 +4,7 @@ devices and the task.
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -312,6 +313,14 @@ SETTINGS = [
     ),
     ({"directory": " "}, "directory is empty"),
     ({"directory": "/proc/version/run"}, "but /proc/version is a file"),
+    (
+        {"directory": "~/runs/first"},
+        f"which is read as it is written; accepted: {os.path.expanduser('~/runs/first')!r}",
+    ),
+    (
+        {"directory": "/proc/missing/../run"},
+        "which is read as it is written; accepted: '/proc/run'",
+    ),
     ({"model.width": 18}, "which rotary positions turn in pairs"),
     ({"model.width": 15}, "width 15 is not a multiple of num_heads 2"),
     ({"model.family": "llama"}, 'config.model = build.model("llama", "quickstart")'),

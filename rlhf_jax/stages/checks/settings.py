@@ -177,6 +177,11 @@ def check_directory_name(name: str) -> Path:
             "--config.directory=runs/first"
         )
     path = Path(name)
+    aboves = [place for place in (path, *path.parents) if place.name == ".."]
+    if name.startswith("~") or not all(place.exists() for place in aboves):
+        # `~` would be the name of a folder here, and `missing/..` is no folder for the system.
+        meant = os.path.realpath(os.path.expanduser(name))
+        raise Refusal(f"directory is {name!r}, which is read as it is written; accepted: {meant!r}")
     above = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not above.is_dir():
         raise Refusal(
