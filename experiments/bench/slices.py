@@ -5,8 +5,8 @@ keeps what the compiler says.
     python -m experiments.bench.slices --only=5b --calls=generate
 
 The figures (`results/compile_slices.jsonl`) have a line for each program: a program that has one for
-its topology is not compiled again. "older" marks a line whose program is another one since. Each case
-runs in a process of its own, because libtpu reads the topology from the environment as it is loaded.
+its topology is not compiled again. "older" marks a line whose program is another one since. Each
+topology has a process of its own, because libtpu reads it from the environment as it is loaded.
 `slices_page.py` writes the page.
 """
 
@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,16 @@ from experiments.bench.matrix import FIELDS
 from rlhf_jax.devices import topology
 
 FIGURES = Path(__file__).parent / "results" / "compile_slices.jsonl"
+INSIDE = ("generate",)
+"""Calls that run inside a host. libtpu compiles no program for four chips of a larger slice, but the
+same program for a slice of four."""
+A_HOST = {
+    "v5e:4x4": "v5e:2x2",
+    "v6e:4x4": "v6e:2x2",
+    "v5p:2x2x2": "v5p:2x2x1",
+    "v5p:4x4x4": "v5p:2x2x1",
+}
+"""Slices of several hosts, and one of their hosts."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Case:
       config: as the option `--config` of a run.
       flags: further options of a run.
       layers: of the model.
-      programs: the depths that are compiled, by call.
+      calls: those that are compiled.
     """
 
     about: str
@@ -45,7 +55,17 @@ class Case:
     config: str
     flags: tuple[str, ...]
     layers: int
-    programs: Mapping[str, tuple[int, ...]]
+    calls: tuple[str, ...]
+
+    def topology_of(self, call: str) -> str:
+        """Where a call is compiled: on the slice, or on a host of it."""
+        return A_HOST.get(self.topology, self.topology) if call in INSIDE else self.topology
+
+    @property
+    def num_hosts(self) -> int:
+        """Hosts of the slice."""
+        of_host = topology.parse(A_HOST.get(self.topology, self.topology))
+        return topology.parse(self.topology).num_devices // of_host.num_devices
 
     @property
     def command(self) -> str:
@@ -85,18 +105,26 @@ ONE_PART = (
         plan="generate: 0-3 tensor=4; train_policy: 0-3 fsdp=4 remat",
     ),
 )
+ROUND_OF_64 = (
+    *SPREAD,
+    *_flags(
+        rlhf__prompts_per_update=64,
+        rlhf__total_prompts=64 * 1024,
+        plan="generate: 0-3 tensor=4; train_policy: 0-3 fsdp=4 remat",
+    ),
+)
 CASES = {
     "410m-2-layers": Case(
-        "Pythia 410m, 2 layers, unrolled", "v5e:2x4", TLDR, UNROLLED, 2, {"train_policy": (2,)}
+        "Pythia 410m, 2 layers, unrolled", "v5e:2x4", TLDR, UNROLLED, 2, ("train_policy",)
     ),
-    "410m": Case("Pythia 410m, in a scan", "v5e:2x4", TLDR, SCANNED, 24, {"train_policy": (24,)}),
+    "410m": Case("Pythia 410m, in a scan", "v5e:2x4", TLDR, SCANNED, 24, ("train_policy",)),
     "410m-float32": Case(
         "Pythia 410m, in a scan, float32 gradients",
         "v5e:2x4",
         TLDR,
         (*SCANNED, *FLOAT32),
         24,
-        {"train_policy": (24,)},
+        ("train_policy",),
     ),
     "410m-4-hosts": Case(
         "Pythia 410m on 4 hosts",
@@ -109,7 +137,7 @@ CASES = {
             mesh__fsdp_hosts=-1,
         ),
         24,
-        {"train_policy": (24,)},
+        ("train_policy",),
     ),
     "5b": Case(
         "Mistral-7B's layers, 22 of 32: 5.06 billion params",
@@ -125,7 +153,7 @@ CASES = {
             ),
         ),
         22,
-        {"train_policy": (22,), "gather": (22,), "generate": (2, 4), "reference": (22,)},
+        ("train_policy", "gather", "generate", "reference"),
     ),
     "5b-one-part": Case(
         "the same, a fourth of the prompts in one part, bfloat16 gradients",
@@ -133,23 +161,31 @@ CASES = {
         GSM8K,
         ONE_PART,
         22,
-        {"train_policy": (22,)},
+        ("train_policy", "generate", "reference", "proximal"),
+    ),
+    "7b-v6e": Case(
+        "Mistral-7B",
+        "v6e:4x4",
+        GSM8K,
+        (*ROUND_OF_64, *_flags(pretrained__policy_shape="mistral/mistral-7b-v0.3")),
+        32,
+        ("train_policy", "gather", "generate"),
+    ),
+    "7b-v5p": Case(
+        "Mistral-7B",
+        "v5p:2x2x2",
+        GSM8K,
+        (*ROUND_OF_64, *_flags(pretrained__policy_shape="mistral/mistral-7b-v0.3")),
+        32,
+        ("train_policy", "gather", "generate"),
     ),
     "32b": Case(
         "Qwen2.5-32B",
         "v5p:4x4x4",
         GSM8K,
-        (
-            *SPREAD,
-            *_flags(
-                pretrained__policy_shape="qwen2/qwen2.5-32b",
-                rlhf__prompts_per_update=64,
-                rlhf__total_prompts=64 * 1024,
-                plan="generate: 0-3 tensor=4; train_policy: 0-3 fsdp=4 remat",
-            ),
-        ),
+        (*ROUND_OF_64, *_flags(pretrained__policy_shape="qwen2/qwen2.5-32b")),
         64,
-        {"train_policy": (64,), "gather": (64,), "generate": (2, 4)},
+        ("train_policy", "gather", "generate"),
     ),
 }
 
@@ -161,11 +197,16 @@ def read_figures() -> list[dict[str, Any]]:
     )
 
 
-def config_of(case: Case) -> Any:
-    """The config of a case."""
+def config_of(case: Case, of_host: bool = False) -> Any:
+    """The config of a case; `of_host`: of the share of a round that one host samples."""
     from rlhf_jax.cli import run
 
-    return run.parse(["", f"--config={case.config}", *case.flags])
+    config: Any = run.parse(["", f"--config={case.config}", *case.flags])
+    if of_host:
+        config.mesh.fsdp_hosts = 1
+        config.rlhf.prompts_per_update //= case.num_hosts
+        config.rlhf.total_prompts //= case.num_hosts
+    return config
 
 
 def compile_case(name: str, calls: Sequence[str]) -> None:
@@ -173,35 +214,35 @@ def compile_case(name: str, calls: Sequence[str]) -> None:
 
     Args:
       name: a key of `CASES`.
-      calls: that are compiled, of those that the case has.
+      calls: that are compiled, of those that the case has; of one topology.
     """
     case = CASES[name]
-    slice_ = topology.parse(case.topology)
+    where = case.topology_of(calls[0])
+    slice_ = topology.parse(where)
     os.environ.update(slice_.environment)  # before jax is imported
     from rlhf_jax.building.from_shapes import shaped
     from rlhf_jax.cli import compile as command
     from rlhf_jax.cli.tables import compile as table
     from rlhf_jax.planner.compiled.reading import fingerprint
 
-    devices = topology.devices_by_host(slice_)
+    devices, of_host = topology.devices_by_host(slice_), where != case.topology
     with command.uncached():
-        for call in (each for each in case.programs if each in calls):
-            for layers in case.programs[call]:
-                found = shaped(config_of(case), devices, layers)
-                with found.standing_in():
-                    program = fingerprint(found.program.lowered(call))
-                known = {(line["topology"], line["fingerprint"]) for line in read_figures()}
-                if (case.topology, program) not in known:
-                    _write(name, layers, program, table.compiled(found, call, None))
+        found = shaped(config_of(case, of_host), devices, case.layers)
+        for call in calls:
+            with found.standing_in():
+                program = fingerprint(found.program.lowered(call))
+            known = {(line["topology"], line["fingerprint"]) for line in read_figures()}
+            if (where, program) not in known:
+                _write(name, program, table.compiled(found, call, None))
 
 
-def _write(name: str, layers: int, program: str, row: Any) -> None:
+def _write(name: str, program: str, row: Any) -> None:
     """Adds the line of a compiled program to the figures."""
     line: dict[str, Any] = {
         "case": name,
-        "topology": CASES[name].topology,
+        "topology": CASES[name].topology_of(row.call),
         "call": row.call,
-        "layers": layers,
+        "layers": CASES[name].layers,
         "fingerprint": program,
         "versions": {key: importlib.metadata.version(key) for key in ("jax", "libtpu")},
         "reason": row.reason,
@@ -232,14 +273,18 @@ def main() -> None:
     calls = (
         options.calls.split(",")
         if options.calls
-        else sorted({c for n in names for c in CASES[n].programs})
+        else sorted({c for n in names for c in CASES[n].calls})
     )
     if options.here:
         compile_case(names[0], calls)
         return
     for name in names:
-        command = [sys.executable, "-m", "experiments.bench.slices", f"--only={name}", "--here"]
-        subprocess.run([*command, f"--calls={','.join(calls)}"], check=True)
+        case, of_topology = CASES[name], {}
+        for call in (each for each in case.calls if each in calls):
+            of_topology.setdefault(case.topology_of(call), []).append(call)
+        for together in of_topology.values():
+            command = [sys.executable, "-m", "experiments.bench.slices", f"--only={name}", "--here"]
+            subprocess.run([*command, f"--calls={','.join(together)}"], check=True)
 
 
 if __name__ == "__main__":

@@ -25,42 +25,26 @@ from rlhf_jax.planner.problem import Problem
 from rlhf_jax.types import Placement, Plan
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale" / "compiled_slices.md"
-ON_CPU = {"v5e:2x4": "cpu:8", "v5e:4x4": "cpu:4x4", "v5p:4x4x4": "cpu:16x4"}
+ON_CPU = {
+    "v5e:2x4": "cpu:8",
+    "v5e:4x4": "cpu:4x4",
+    "v6e:4x4": "cpu:4x4",
+    "v5p:2x2x2": "cpu:2x4",
+    "v5p:4x4x4": "cpu:16x4",
+}
 """CPU devices in as many hosts as a slice has, which the planner's side is made for."""
 UPDATE, GATHER = "train_policy", "gather"
 KEYS = "working_bytes", "link_bytes", "network_bytes"
 
 
-def line_of(name: str, call: str, layers: int) -> dict[str, Any] | None:
-    """The last figures of a case's call at a depth."""
+def line_of(name: str, call: str) -> dict[str, Any] | None:
+    """The last figures of a case's call at the case's depth."""
     found = [
         line
         for line in slices.read_figures()
-        if (line["case"], line["call"], line["layers"]) == (name, call, layers)
+        if (line["case"], line["call"], line["layers"]) == (name, call, slices.CASES[name].layers)
     ]
-    return found[-1] if found else None
-
-
-def whole(name: str, call: str) -> tuple[Mapping[str, float], str, str] | None:
-    """Figures of a call of the whole model, how they were found, and the programs; None where a
-    program was not compiled.
-    """
-    case = slices.CASES[name]
-    depths = case.programs[call]
-    lines = [line_of(name, call, layers) for layers in depths]
-    known = [line for line in lines if line is not None and not line["reason"]]
-    if len(known) < len(depths):
-        return None
-    programs = ", ".join(f"{line['layers']}: `{line['fingerprint']}`" for line in known)
-    if depths == (case.layers,):
-        how = "compiled, older program" if known[0].get("older") else "compiled"
-        return {key: known[0][key] for key in KEYS}, how, programs
-    (few, many), (first, last) = depths, known
-    found = {
-        key: first[key] + (case.layers - few) * (last[key] - first[key]) / (many - few)
-        for key in KEYS
-    }
-    return found, "extrapolated", programs
+    return found[-1] if found and not found[-1]["reason"] else None
 
 
 @cache
@@ -102,10 +86,10 @@ def _depths() -> str:
     head = ["model", "CPU-seconds", "times two layers", "arguments", "temporary", "planner",
             "links", "planner, links", "formula", "program"]  # fmt: skip
     rows = []
-    two = line_of("410m-2-layers", UPDATE, 2)
+    two = line_of("410m-2-layers", UPDATE)
     for name in ("410m-2-layers", "410m", "410m-float32"):
         case = slices.CASES[name]
-        line = line_of(name, UPDATE, case.layers)
+        line = line_of(name, UPDATE)
         if line is None or two is None:
             continue
         costs, (call, placement) = problem(name).placed_costs(), placed(name)[UPDATE]
@@ -133,13 +117,16 @@ def _several() -> list[str]:
 
 def _calls() -> str:
     head = ["model", "slice", "call", "beside arguments", "planner", "links", "planner, links",
-            "formula", "how", "programs"]  # fmt: skip
+            "formula", "how", "program"]  # fmt: skip
     rows = []
     for name in _several():
         case, costs = slices.CASES[name], problem(name).placed_costs()
-        for call_name in case.programs:
-            planned, found = placed(name).get(call_name), whole(name, call_name)
-            figures, how, programs = found or (dict.fromkeys(KEYS), "formula", "–")
+        for call_name in case.calls:
+            planned, found = placed(name).get(call_name), line_of(name, call_name)
+            figures, how, program = dict.fromkeys(KEYS), "formula", "–"
+            if found is not None:
+                how = "compiled, older program" if found.get("older") else "compiled"
+                figures, program = found, f"`{found['fingerprint']}`"
             expected = ["–", "–"]
             if planned is not None:
                 expected = [
@@ -149,7 +136,8 @@ def _calls() -> str:
             cells = [_gigabytes(figures["working_bytes"]), expected[0]]
             cells += [_gigabytes(figures["link_bytes"]), expected[1]]
             cells.append(_gigabytes(formula(name)) if call_name == UPDATE else "–")
-            rows.append([case.about, case.topology, call_name, *cells, how, programs])
+            where = case.topology_of(call_name) if found else case.topology
+            rows.append([case.about, where, call_name, *cells, how, program])
     return table(head, rows)
 
 
@@ -204,9 +192,9 @@ def held(name: str) -> Held | None:
     of = problem(name)
     costs, plan = of.placed_costs(), Plan({call: at for call, (_, at) in placed(name).items()})
     known = {
-        call: found[0]["working_bytes"]
-        for call in slices.CASES[name].programs
-        if (found := whole(name, call))
+        call: found["working_bytes"]
+        for call in slices.CASES[name].calls
+        if (found := line_of(name, call))
     }
     if UPDATE not in known:
         return None
@@ -258,7 +246,7 @@ def _findings() -> str:
     assert large is not None
     costs = {name: problem(name).placed_costs() for name in ("5b", "5b-one-part")}
     less = {
-        name: (whole(name, UPDATE) or ({},))[0]["working_bytes"]
+        name: (line_of(name, UPDATE) or {})["working_bytes"]
         - costs[name].working_bytes(*placed(name)[UPDATE])
         for name in costs
     }
@@ -272,14 +260,20 @@ def _findings() -> str:
         f"**5 billion params on 4 hosts of v5e {said['5b']} at lag 1** in "
         f"one part of 16 prompts × 4, with bfloat16 gradients: {_gigabytes(one.total)} of "
         f"{one.memory / 1e9:.0f} GB, which leaves {100 * left:.0f} %, in an update. Publishing takes "
-        f"{_gigabytes(one.stays + four.needs[GATHER])} GB, by the gather of the case above it; sampling and "
-        f"reference are formulas. Four parts of 64 prompts with float32 gradients take "
+        f"{_gigabytes(one.stays + four.needs[GATHER])} GB, by the gather of the case above it. {_by_formula(one)}"
+        f"Four parts of 64 prompts with float32 gradients take "
         f"{_gigabytes(four.total)} GB{too_much}. The planner expects {_gigabytes(less['5b'])} GB less of that update "
         f"than the compiler, and {_gigabytes(less['5b-one-part'])} GB less of the one in one part: more than the "
         f"8 % of a chip that it is held to elsewhere. Why was not found out.\n\n"
         f"**32 billion on 16 hosts of v5p {said['32b']}**, {_gigabytes(large.total)} of {large.memory / 1e9:.0f} GB, "
-        "with a sampler inside each host. The update was compiled with all of its 64 layers.\n\n"
+        "with a sampler inside each host.\n\n"
     )
+
+
+def _by_formula(of: Held) -> str:
+    """A sentence on the calls that were not compiled; none where all were."""
+    names = [f"`{name}`" for name in of.needs if name not in {*of.compiled, GATHER}]
+    return f"Not compiled, and known by formula alone: {', '.join(names)}. " if names else ""
 
 
 def _commands() -> str:
@@ -326,8 +320,9 @@ one; chips of all hosts of a slice have the same links.
 
 MEMORY = """
 
-A row is "compiled" where the whole model was, and "extrapolated" where two and four layers were.
-Sampling is unrolled, so that all of its layers would compile for many minutes.
+Each program has all layers of its model. Sampling, whose layers are unrolled, is compiled for one host of
+the slice: libtpu compiles no program for 4 chips of a larger slice, and the program of the 4 chips of a
+slice of one host is the same text (`tests/test_bench_slices.py`).
 
 What stays on a device is the planner's figure: the state (float32 params and Adam's moments), the
 frozen reference in bfloat16, and the version of the policy that an update finds at lag 1, whole on the chips of a
@@ -341,8 +336,9 @@ NOTES = """## What was learned
   dimensions of a slice, and of a gather over devices in three. Along a ring it does not. So params and gradients
   that hosts share are gathered inside each host and then over the hosts, and summed in the opposite order
   (`ops/row_shards.py`). The update of 32 billion params sent 513 GB with sums alone in two turns, and needed
-  18.3 GB beside its arguments; with both it sends 258 GB and needs 11.3 GB. "Older program" rows were compiled
-  before gathers ran in two turns; on v5e libtpu gathered as it should.
+  18.3 GB beside its arguments; with both it sends 258 GB and needs 11.3 GB.
+* Calls that score are left to libtpu, which passes shards of params around rings. `reference` of 5 billion
+  params sends more than twice the bytes that the planner expects; this is not mended.
 * Params that are sharded over hosts are gathered by the devices that need the same part
   (`devices/transfer/per_host.py`). Gathered whole on each device, as before, 5 billion params took
   10.1 GB beside the arguments and 9.5 GB on links.
