@@ -58,7 +58,7 @@ class Case:
     calls: tuple[str, ...]
 
     def topology_of(self, call: str) -> str:
-        """Where a call is compiled: on the slice, or on a host of it."""
+        """The devices that a call is compiled for: the slice, or a host of it."""
         return A_HOST.get(self.topology, self.topology) if call in INSIDE else self.topology
 
     @property

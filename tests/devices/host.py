@@ -379,8 +379,9 @@ def inflight_program(shared, name):
     clock = Clock(INFLIGHT_ROUNDS, lag=1, inflight=not is_pinned, pinned=is_pinned)
     num_rows = shared.sampler.shapes.tokens_BC.shape[0]
     rows = num_rows // INFLIGHT_SLICES
-    sizes = {"tau": 1, "rebuild_every": rebuild_every, "num_slices": INFLIGHT_SLICES}
-    stream = Stream(clock, rows, 4, 1, **sizes)
+    stream = Stream(
+        clock, rows, 4, 1, tau=1, rebuild_every=rebuild_every, num_slices=INFLIGHT_SLICES
+    )
     spec, params = dataclasses.replace(shared.spec, clock=clock), shared.reference_params
     if is_pinned:
         adapted = test_adapters.adapted(spec.model)

@@ -49,7 +49,7 @@ def configs(argument: str) -> dict[tuple, dict]:
 def test_two_paired_cells_differ_in_the_weight_alone(monkeypatch):
     monkeypatch.chdir(ROOT)
     plain, weighted = configs(""), configs(":token_tis")
-    assert len(weighted) == 5 * 5 * 5
+    assert len(weighted) == 5 * 5 * 8
     assert set(weighted) < set(plain)
     apart = {
         key

@@ -323,23 +323,17 @@ def label(values: Mapping[str, str]) -> str:
     >>> label({"lora.base_dtype": '""'})
     'without base dtype'
     """
-    names = [key.rpartition(".")[2] for key in values]
-    words, lacking = [], []
+    words, lacking, names = [], [], [key.rpartition(".")[2] for key in values]
     for (key, value), name in zip(values.items(), names, strict=True):
         short = (key if names.count(name) > 1 else name).replace("_", " ")
         if value in (ABSENT, '""', "[]"):
             lacking.append(short)
         elif keys.class_of(key) is not Class.EVALUATION:
             words.append(value if key in NAMES else f"{short} {value}")
-    if not words:
-        return f"without {_first(lacking)}" if lacking else "all runs"
-    return _first(words)
-
-
-def _first(words: Sequence[str]) -> str:
-    """The words that a label has place for, and the number of the others."""
-    more = len(words) - MAX_IN_LABEL
-    return ", ".join(words[:MAX_IN_LABEL]) + (f" and {more} more" if more > 0 else "")
+    if not (first := words or lacking):
+        return "all runs"
+    more = f" and {len(first) - MAX_IN_LABEL} more" * (len(first) > MAX_IN_LABEL)
+    return ("" if words else "without ") + ", ".join(first[:MAX_IN_LABEL]) + more
 
 
 def _is_of_seed(runs: Sequence[Compared], differing: Sequence[str]) -> bool:
