@@ -10,7 +10,7 @@ from rlhf_jax.sweeps.steps import report_cells
 
 NAMES = (
     "quickstart", "grpovi", "offpolicyness", "keep_or_rebuild", "inflight_age", "staleness", "learning_rate_scale",
-    "corrections", "flat_groups",
+    "corrections", "flat_groups", "sentiment",
 )  # fmt: skip
 PARTS = (
     "epochs",
