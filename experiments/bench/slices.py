@@ -96,10 +96,11 @@ SPREAD = _flags(
     rlhf__share_prompts=False,
 )
 PARTS = "generate: 0-3 tensor=4; reference: 0-3 fsdp=4 micro_batches=4; "
+MISTRAL = _flags(pretrained__policy_shape="mistral/mistral-7b-v0.3")
 ONE_PART = (
     *(flag for flag in SPREAD if "gradient_dtype" not in flag),
+    *MISTRAL,
     *_flags(
-        pretrained__policy_shape="mistral/mistral-7b-v0.3",
         rlhf__prompts_per_update=16,
         rlhf__total_prompts=16 * 1024,
         plan="generate: 0-3 tensor=4; train_policy: 0-3 fsdp=4 remat",
@@ -113,6 +114,14 @@ ROUND_OF_64 = (
         plan="generate: 0-3 tensor=4; train_policy: 0-3 fsdp=4 remat",
     ),
 )
+
+
+def _seven_billion(where: str) -> Case:
+    """A round of Mistral-7B on a topology."""
+    calls = ("train_policy", "gather", "generate")
+    return Case("Mistral-7B", where, GSM8K, (*ROUND_OF_64, *MISTRAL), 32, calls)
+
+
 CASES = {
     "410m-2-layers": Case(
         "Pythia 410m, 2 layers, unrolled", "v5e:2x4", TLDR, UNROLLED, 2, ("train_policy",)
@@ -145,8 +154,8 @@ CASES = {
         GSM8K,
         (
             *SPREAD,
+            *MISTRAL,
             *_flags(
-                pretrained__policy_shape="mistral/mistral-7b-v0.3",
                 rlhf__prompts_per_update=64,
                 rlhf__total_prompts=64 * 1024,
                 plan=PARTS + "train_policy: 0-3 fsdp=4 micro_batches=4 remat",
@@ -163,22 +172,8 @@ CASES = {
         22,
         ("train_policy", "generate", "reference", "proximal"),
     ),
-    "7b-v6e": Case(
-        "Mistral-7B",
-        "v6e:4x4",
-        GSM8K,
-        (*ROUND_OF_64, *_flags(pretrained__policy_shape="mistral/mistral-7b-v0.3")),
-        32,
-        ("train_policy", "gather", "generate"),
-    ),
-    "7b-v5p": Case(
-        "Mistral-7B",
-        "v5p:2x2x2",
-        GSM8K,
-        (*ROUND_OF_64, *_flags(pretrained__policy_shape="mistral/mistral-7b-v0.3")),
-        32,
-        ("train_policy", "gather", "generate"),
-    ),
+    "7b-v6e": _seven_billion("v6e:4x4"),
+    "7b-v5p": _seven_billion("v5p:2x2x2"),
     "32b": Case(
         "Qwen2.5-32B",
         "v5p:4x4x4",

@@ -25,14 +25,6 @@ from rlhf_jax.planner.problem import Problem
 from rlhf_jax.types import Placement, Plan
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale" / "compiled_slices.md"
-ON_CPU = {
-    "v5e:2x4": "cpu:8",
-    "v5e:4x4": "cpu:4x4",
-    "v6e:4x4": "cpu:4x4",
-    "v5p:2x2x2": "cpu:2x4",
-    "v5p:4x4x4": "cpu:16x4",
-}
-"""CPU devices in as many hosts as a slice has, which the planner's side is made for."""
 UPDATE, GATHER = "train_policy", "gather"
 KEYS = "working_bytes", "link_bytes", "network_bytes"
 
@@ -52,8 +44,7 @@ def made(name: str) -> Shaped:
     """A case's round, made for CPU devices."""
     case = slices.CASES[name]
     devices = topology.devices_by_host(topology.parse("cpu:16x4")).reshape(-1)
-    hosts = topology.parse(ON_CPU[case.topology])
-    used = devices[: hosts.num_devices].reshape(hosts.num_hosts, -1)
+    used = devices[: topology.parse(case.topology).num_devices].reshape(case.num_hosts, -1)
     return shaped(slices.config_of(case), used, case.layers)
 
 

@@ -60,8 +60,7 @@ def program_of(trainer, num_slices, plan="", lag=1, where=None, **of_model):
     rounds.make_program.cache_clear()
     where = where or mesh.make_mesh(mesh.Config(*trainer))
     spec = dataclasses.replace(
-        rounds.make_spec(where),
-        model=tiny.make_model(num_layers=1, **of_model),
+        rounds.make_spec(where, **of_model),
         sampler_slices=mesh.sampler_slices(where, num_slices, 1),
         clock=Clock(ROUNDS, lag=lag),
         plan=placement.parse(plan),

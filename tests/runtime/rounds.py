@@ -38,9 +38,9 @@ def make_program(mesh_shape: tuple[int, int, int] = (1, 1, 1)) -> Program:
     return Program(spec, tiny.make_params(spec.model))
 
 
-def make_spec(mesh: jax.sharding.Mesh) -> ProgramSpec:
-    """What the shared programs are made of."""
-    model = tiny.make_model(num_layers=1)
+def make_spec(mesh: jax.sharding.Mesh, **of_model) -> ProgramSpec:
+    """What the shared programs are made of. `of_model`: keys of the model's config."""
+    model = tiny.make_model(num_layers=1, **of_model)
     return ProgramSpec(
         model=model,
         algorithm=online_dpo.online_dpo(online_dpo.Config(beta=1.0)),
